@@ -1,0 +1,122 @@
+//! Job: what is counted, one set per device.
+//! Before: the device's thread adds.
+//! After: anybody reads, through `ffi`.
+//! Rules: one writer per set, so adding is a plain load and store; every reason to drop or reset has its own counter.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that the device's thread adds to and others read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the device's own thread may call this.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Sets a gauge.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Declares the counters twice, from one list: as atomics for the thread and as a flat C struct for readers.
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// The counters of one device.
+        #[derive(Debug, Default)]
+        pub struct Stats {
+            $($(#[doc = $doc])+ pub $name: Counter,)+
+        }
+
+        /// A copy of all counters at one moment.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct VhvStats {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Stats {
+            /// Reads every counter.
+            pub fn snapshot(&self) -> VhvStats {
+                VhvStats { $($name: self.$name.get(),)+ }
+            }
+
+            /// The names of the counters, in the order of [`VhvStats`].
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name),)+];
+        }
+    };
+}
+
+counters! {
+    /// Connections open or being opened now.
+    connections,
+    /// Connections that guest applications asked for.
+    guest_requests,
+    /// Connections that host applications asked for.
+    host_requests,
+    /// Connections that both ends agreed to.
+    established,
+    /// Guest requests refused because nobody listens at the path, or the listener refused.
+    refused_no_listener,
+    /// Guest requests refused because the listener's backlog stayed full until the timeout.
+    refused_backlog,
+    /// Requests of either side refused for want of file descriptors or memory, or for the configured limit.
+    refused_limit,
+    /// Host requests that the guest refused.
+    refused_by_guest,
+    /// Host requests that the guest did not answer in time.
+    timeout_guest,
+    /// Host requests while no guest driver was running.
+    refused_not_running,
+    /// Host clients that sent no complete CONNECT line in time.
+    handshake_timeout,
+    /// Host clients that sent something else than a CONNECT line.
+    handshake_bad,
+    /// Host clients that left before the connection was open.
+    handshake_left,
+    /// Connections reset because the guest broke the protocol.
+    reset_protocol,
+    /// Connections reset because the guest sent more than its credit.
+    reset_overrun,
+    /// Connections reset because the device was reset or its front-end went away.
+    reset_device,
+    /// Connections that the guest never confirmed as closed.
+    timeout_close,
+    /// RST packets for ports without a connection.
+    rst_unknown,
+    /// Packets dropped for a source or destination CID that is not the guest's or not the host's.
+    dropped_forged,
+    /// Packets dropped because header and descriptor chain do not fit.
+    dropped_malformed,
+    /// Payload bytes dropped because the host application does not receive any more.
+    dropped_bytes,
+    /// Descriptor chains that could not be followed.
+    bad_chains,
+    /// Receive buffers too small for a packet.
+    small_buffers,
+    /// Packets from the guest.
+    from_guest_packets,
+    /// Payload bytes from the guest to host applications.
+    from_guest_bytes,
+    /// Packets to the guest.
+    to_guest_packets,
+    /// Payload bytes from host applications to the guest.
+    to_guest_bytes,
+    /// Payload bytes that waited in our memory for a slow host application.
+    backlog_bytes,
+    /// Kicks of the guest.
+    kicks,
+    /// Interrupts sent to the guest.
+    interrupts,
+    /// Times that a front-end attached.
+    attached,
+    /// Front-ends thrown out for breaking the vhost-user protocol or the rings.
+    front_end_errors,
+}

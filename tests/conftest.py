@@ -1,0 +1,72 @@
+"""What all tests share: the tier of each test from its directory, and prerequisites that CI insists on.
+
+Tiers, cheapest first: unit, boundary, wire, style, vm. The directory decides; nobody needs to write the marker.
+Rule: outside CI a missing prerequisite skips the test and is named; in CI (CI=true) it is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The machines that run this differ in speed: how long an example takes is no finding.
+settings.register_profile("vhostvsock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vhostvsock")
+
+ROOT = Path(__file__).resolve().parent.parent
+TIERS = ("unit", "boundary", "wire", "style", "vm")
+# Order in a full run: what fails fast comes first.
+_ORDER = {"unit": 0, "boundary": 1, "style": 2, "wire": 3, "vm": 4}
+
+
+def in_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+def tier_of(path: Path) -> str | None:
+    """The tier that a test file belongs to, by its directory below tests/."""
+    try:
+        first = path.resolve().relative_to(ROOT / "tests").parts[0]
+    except ValueError:
+        return None
+    return first if first in TIERS else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        tier = tier_of(item.path)
+        if tier is not None:
+            item.add_marker(getattr(pytest.mark, tier))
+    items.sort(key=lambda item: _ORDER.get(tier_of(item.path) or "", 5))
+
+
+def lacking(what: str) -> NoReturn:
+    """A prerequisite is missing: skip, or fail in CI."""
+    if in_ci():
+        pytest.fail(f"in CI this must be there: {what}", pytrace=False)
+    pytest.skip(f"missing: {what}")
+
+
+def tool(name: str) -> str:
+    """The path of a program that a test needs; those of the running virtual environment come first."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        lacking(name)
+    return found
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A directory with a short name: paths of UNIX sockets are limited to 107 bytes, and pytest's own are long."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="vv-", dir="/tmp") as name:
+        yield Path(name)

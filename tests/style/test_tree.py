@@ -1,0 +1,105 @@
+"""Rules of the tree that no linter knows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from vhostvsock.cli import parser
+
+# The aim is 400; at this length a file holds more than one concept.
+LINES = 700
+_CODE = (".py", ".rs", ".sh", ".c")
+_NOT_OURS = {".git", ".venv", "target", "_native", "__pycache__", ".hypothesis", ".mypy_cache", ".ruff_cache"}
+
+
+def source_files() -> list[Path]:
+    found = []
+    for path in ROOT.rglob("*"):
+        if _NOT_OURS & set(path.relative_to(ROOT).parts) or not path.is_file():
+            continue
+        if path.suffix in _CODE or (path.parent.name in ("scripts", ".ci") and not path.suffix):
+            found.append(path)
+    return sorted(found)
+
+
+def test_no_file_holds_more_than_one_can_read() -> None:
+    long = {
+        str(path.relative_to(ROOT)): n for path in source_files() if (n := len(path.read_text().split("\n"))) > LINES
+    }
+    assert long == {}
+
+
+def test_every_source_file_begins_by_saying_what_it_is_for() -> None:
+    silent = []
+    for path in source_files():
+        text = path.read_text()
+        lines = [line for line in text.split("\n")[:8] if line.strip() and not line.startswith("#!")]
+        if lines and not re.match(r'("""|//|/\*|#|r""")', lines[0]):
+            silent.append(str(path.relative_to(ROOT)))
+    assert silent == []
+
+
+def readme_commands() -> list[str]:
+    """The `vhostvsock ...` and `scripts/...` commands in the README's code blocks."""
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        return []
+    found = []
+    for block in re.findall(r"```(?:sh|console|bash)?\n(.*?)```", readme.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").split("\n"):
+            command = line.strip().removeprefix("$ ")
+            if re.match(r"(vhostvsock|scripts/|\.ci/)", command):
+                found.append(command)
+    return found
+
+
+@pytest.mark.parametrize("command", readme_commands() or ["vhostvsock run --help"])
+def test_commands_of_the_readme_exist(command: str) -> None:
+    words = shlex.split(re.split(r"[|<>&;]", command, maxsplit=1)[0], comments=True)
+    if words[0] != "vhostvsock":
+        path = ROOT / words[0]
+        assert path.is_file(), f"{words[0]} does not exist"
+        assert path.stat().st_mode & 0o100, f"{words[0]} is not executable"
+        return
+    if {"--help", "--version"} & set(words):
+        with pytest.raises(SystemExit) as ended:
+            parser().parse_args(words[1:])
+        assert ended.value.code == 0
+    else:
+        parser().parse_args(words[1:])
+
+
+def test_the_readme_is_there() -> None:
+    assert (ROOT / "README.md").is_file()
+
+
+@pytest.mark.parametrize("command", ["run", "connect"])
+def test_help_tells_examples_and_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args([command, "--help"])
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert "exit codes:" in text
+
+
+def test_shell_scripts_parse() -> None:
+    for path in ("scripts/test", "scripts/lib/setup.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", path], cwd=ROOT, check=True)
+
+
+def test_versions_that_are_written_twice_agree() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    crate = (ROOT / "native" / "Cargo.toml").read_text()
+    version = re.search(r'^version = "([^"]+)"', project, re.MULTILINE)
+    assert version is not None
+    assert f'version = "{version[1]}"' in crate
+    rust = re.search(r'^rust-version = "(\d+)\.(\d+)"', crate, re.MULTILINE)
+    assert rust is not None
+    assert f"MINIMUM = ({rust[1]}, {rust[2]})" in (ROOT / "scripts/lib/vhostvsock_build.py").read_text()
+    assert f"RUST_MINIMUM={rust[1]}.{rust[2]}" in (ROOT / "scripts/lib/setup.sh").read_text()

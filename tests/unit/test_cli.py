@@ -1,0 +1,34 @@
+"""The command line: version, help, and errors of one line."""
+
+import pytest
+
+from vhostvsock import __version__
+from vhostvsock.cli import main
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"vhostvsock {__version__}\n"
+
+
+@pytest.mark.parametrize("args", [[], ["run"], ["connect"]])
+def test_help_fits_a_terminal(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*args, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "exit codes:" in text
+    assert max(len(line) for line in text.split("\n")) <= 120
+
+
+@pytest.mark.parametrize("args", [[], ["nonsense"], ["run", "--guest-c", "42"], ["connect"]])
+def test_wrong_usage_ends_with_code_2(args: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 2
+    lines = capfd.readouterr().err.split("\n")
+    assert lines[0].startswith("vhostvsock: error: ")
+    assert lines[1].startswith("hint: see `vhostvsock")
+    assert len(lines) == 3

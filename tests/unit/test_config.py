@@ -1,0 +1,191 @@
+"""The configuration: what is accepted, and that each mistake is named by file, VM and key."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vhostvsock import config
+from vhostvsock.errors import ConfigError
+from vhostvsock.ids import Cid
+
+
+def load(text: str) -> config.DaemonConfig:
+    return config.from_toml(text.encode(), source="f.toml")
+
+
+def refused(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def vm(**keys: Any) -> str:
+    table = {"name": "web", "cid": 42, "socket": "/run/a", "uds_path": "/run/b"} | keys
+    lines = []
+    for key, value in table.items():
+        if value is not None:
+            lines.append(f"{key} = {value!r}".replace("True", "true"))
+    return "[[vm]]\n" + "\n".join(lines) + "\n"
+
+
+def test_a_file_with_two_vms() -> None:
+    found = load(
+        vm(socket_mode="0660", socket_owner="0:0", uds_mode="0666")
+        + vm(name="db", cid=43, socket="/run/c", uds_path="/run/d")
+    )
+    web, db = found.vms
+    assert (web.name, web.cid, web.socket, web.uds_path) == ("web", Cid(42), "/run/a", "/run/b")
+    assert web.socket_access == config.Access(0o660, 0, 0)
+    assert web.uds_access == config.Access(0o666, 0, 0)
+    assert db.socket_access == config.Access(0o600)
+    assert found.handshake_timeout == 5.0
+
+
+def test_the_name_defaults_to_the_cid() -> None:
+    assert load(vm(name=None)).vms[0].name == "cid42"
+
+
+def test_relative_paths_start_at_the_directory_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(vm(socket="a", uds_path="b"))
+    assert config.from_file(str(file)).vms[0].socket == str(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("vm = 3", ["f.toml", "vm"]),
+        ("vm = [1]", ["f.toml", "vm"]),
+        ("", ["f.toml", "no VM"]),
+        ("a = 1\n" + vm(), ["f.toml", "unknown key 'a'"]),
+        ("handshake_timeout = 0\n" + vm(), ["f.toml: handshake_timeout", "range"]),
+        ("handshake_timeout = nan\n" + vm(), ["f.toml: handshake_timeout", "range"]),
+        ("handshake_timeout = '5'\n" + vm(), ["f.toml: handshake_timeout"]),
+        (vm(cdi=3), ["f.toml", "'web'", "unknown key 'cdi'"]),
+        (vm(cid="42"), ["f.toml", "'web'", "cid must be a number, not text"]),
+        (vm(cid=True), ["f.toml", "'web'", "cid must be a number, not true or false"]),
+        (vm(cid=42.0), ["'web'", "cid must be"]),
+        (vm(cid=2), ["'web'", "cid", "reserved"]),
+        (vm(cid=1 << 32), ["'web'", "cid", "32 bits"]),
+        (vm(cid=None), ["'web'", "cid is missing"]),
+        (vm(socket=None), ["'web'", "socket is missing"]),
+        (vm(uds_path=None), ["'web'", "uds_path is missing"]),
+        (vm(name=None, socket=""), ["vm number 1", "socket is empty"]),
+        (vm(name=""), ["name"]),
+        (vm(name="../x"), ["name", "'../x'"]),
+        (vm(socket="/run/x/"), ["socket"]),
+        (vm(socket_mode="rw"), ["socket_mode", "'rw'"]),
+        (vm(socket_mode="0888"), ["socket_mode"]),
+        (vm(socket_mode=432), ["socket_mode must be text"]),
+        (vm(socket_owner=""), ["socket_owner"]),
+        (vm(socket_owner="root:"), ["socket_owner"]),
+        (vm(socket_owner="no-such-user-here"), ["socket_owner", "no user 'no-such-user-here'"]),
+        (vm(uds_owner=":no-such-group-here"), ["uds_owner", "no group 'no-such-group-here'"]),
+        (vm(uds_owner="99999999999"), ["uds_owner"]),
+        (vm() + vm(cid=43, socket="/run/c", uds_path="/run/d"), ["two VMs have the name 'web'"]),
+        (vm() + vm(name="b", socket="/run/c", uds_path="/run/d"), ["'b'", "cid 42", "'web'"]),
+        (vm() + vm(name="b", cid=43, uds_path="/run/d"), ["'b'", "socket '/run/a'", "'web'"]),
+        (vm() + vm(name="b", cid=43, socket="/run/c"), ["'b'", "uds_path '/run/b'", "'web'"]),
+        (vm() + vm(name="b", cid=43, socket="/run/../run/b", uds_path="/run/d"), ["'b'", "already the uds_path"]),
+        (vm(uds_path="/run/a"), ["'web'", "/run/a"]),
+        (vm(uds_path="/run/a.lock"), ["lock"]),
+        (vm() + vm(name="b", cid=43, socket="/run/b_1234", uds_path="/run/d"), ["'b'", "guest of vm 'web'"]),
+        ("vm = [", ["f.toml", "not valid TOML"]),
+    ],
+)
+def test_a_mistake_is_named(text: str, parts: list[str]) -> None:
+    message = refused(text)
+    for part in parts:
+        assert part in message
+    assert "\n" not in message
+
+
+def test_a_path_is_limited_by_sun_path_and_uds_path_by_its_longest_suffix_too() -> None:
+    assert load(vm(socket="/" + "s" * 106)).vms
+    assert "107" in refused(vm(socket="/" + "s" * 107))
+    longest = "/" + "u" * 95
+    assert load(vm(uds_path=longest)).vms
+    assert len(longest + "_4294967295") == 107
+    assert "limit is 96" in refused(vm(uds_path=longest + "u"))
+
+
+def test_the_limit_counts_bytes_and_not_characters() -> None:
+    assert "bytes long" in refused(vm(socket="/" + "ü" * 54))
+
+
+def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.toml"):
+        config.from_file(str(tmp_path / "none.toml"))
+    (tmp_path / "x").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        config.from_file(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        ({"cid": "two"}, "--guest-cid: CID 'two' is not a number"),
+        ({"cid": "2"}, "--guest-cid"),
+        ({"socket": ""}, "--socket is empty"),
+        ({"uds_path": "u" * 97}, "--uds-path"),
+        ({"socket_mode": "9"}, "--socket-mode"),
+        ({"socket_owner": ":"}, "--socket-owner"),
+        ({"handshake_timeout": -1.0}, "--handshake-timeout"),
+        ({"uds_path": "a"}, "already the socket"),
+    ],
+)
+def test_a_mistake_in_flags_is_named_by_its_flag(flags: dict[str, Any], part: str) -> None:
+    given: dict[str, Any] = {"name": None, "cid": "42", "socket": "a", "uds_path": "b"}
+    with pytest.raises(ConfigError) as caught:
+        config.from_flags(**(given | flags))
+    assert part in str(caught.value)
+
+
+_toml_values = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def _to_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + "".join(f"\\U{ord(c):08x}" for c in value if not 0xD800 <= ord(c) < 0xE000) + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_to_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_to_toml('k' + str(i))} = {_to_toml(v)}" for i, v in enumerate(value.values())) + "}"
+    return repr(value)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["name", "cid", "socket", "uds_path", "socket_mode", "socket_owner", "uds_mode", "uds_owner", "other"]
+        ),
+        _toml_values,
+    )
+)
+def test_any_toml_is_either_a_configuration_or_a_config_error(table: dict[str, Any]) -> None:
+    text = "[[vm]]\n" + "".join(f"{key} = {_to_toml(value)}\n" for key, value in table.items())
+    try:
+        found = load(text)
+    except ConfigError as error:
+        found, message = None, str(error)
+    if found is None:
+        assert message.startswith("f.toml")
+    else:
+        assert len(os.fsencode(found.vms[0].uds_path)) <= 96
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_either_a_configuration_or_a_config_error(data: bytes) -> None:
+    with pytest.raises(ConfigError):
+        config.from_toml(data, source="f.toml")

@@ -1,0 +1,82 @@
+"""The command line: the parser, and which file does the work. No work here.
+
+Before: the console script `vhostvsock`, or `python -m vhostvsock`. After: cli/run.py, cli/connect.py.
+Rules:  - Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
+        - An error is one line, `vhostvsock: error: ...`, and mostly a second one, `hint: ...`; never a traceback.
+        - Only the subcommand's own file is imported: `connect` starts at once, without the native part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vhostvsock import __version__
+from vhostvsock.cli import connect_args, run_args
+from vhostvsock.errors import VhostvsockError
+from vhostvsock.log import complain
+
+_DESCRIPTION = """\
+virtio-vsock for QEMU guests in user space. QEMU attaches over vhost-user; host applications reach guests, and guests
+reach them, over UNIX sockets. Needs no kernel module and no root.
+"""
+
+_EPILOG = """\
+exit codes:
+  0  fine
+  1  failed; one line on stderr says what, another how to mend it
+  2  wrong usage or configuration
+
+`vhostvsock COMMAND --help` has the details and examples of each command.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the usage in the same form as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(message, f"see `{self.prog} --help`")
+        raise SystemExit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = _Parser(
+        prog="vhostvsock",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"vhostvsock {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run_args.add(commands)
+    connect_args.add(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        if args.command == "run":
+            from vhostvsock.cli import run
+
+            return run.main(args)
+        from vhostvsock.cli import connect
+
+        return connect.main(args)
+    except VhostvsockError as error:
+        complain(str(error), error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        complain(str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

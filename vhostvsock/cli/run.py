@@ -1,0 +1,71 @@
+"""`vhostvsock run`: from parsed flags to a running daemon.
+
+Before: cli/__init__.py. After: config.py checks what was asked for, daemon.py serves it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import logging
+import resource
+
+from vhostvsock import config, log
+from vhostvsock.config import DaemonConfig
+from vhostvsock.daemon import Daemon
+from vhostvsock.errors import ConfigError
+
+_ONE_VM = ("guest_cid", "socket", "uds_path", "name", "socket_mode", "socket_owner")
+_NEEDED = ("guest_cid", "socket", "uds_path")
+
+
+def main(args: argparse.Namespace) -> int:
+    wanted = configuration(args)
+    level = log.setup(args.verbose, args.log_format)
+    raise_descriptor_limit()
+    daemon = Daemon(wanted, level)
+    asyncio.run(daemon.run(lambda line: log.announce(line, args.log_format, vms=[vm.name for vm in wanted.vms])))
+    return 0
+
+
+def configuration(args: argparse.Namespace) -> DaemonConfig:
+    """What flags or file ask for."""
+    given = [_flag(name) for name in _ONE_VM if getattr(args, name) is not None]
+    timeout = args.handshake_timeout
+    if args.config is not None:
+        if given:
+            raise ConfigError(f"--config and {given[0]} exclude each other", hint=f"put {given[0]} into the file")
+        found = config.from_file(args.config)
+        if timeout is None:
+            return found
+        return dataclasses.replace(found, handshake_timeout=config.checked_timeout(timeout, "--handshake-timeout"))
+    missing = [_flag(name) for name in _NEEDED if getattr(args, name) is None]
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} must be given, or --config",
+            hint="for example: vhostvsock run --guest-cid 42 --socket vh.sock --uds-path v.sock",
+        )
+    return config.from_flags(
+        name=args.name,
+        cid=args.guest_cid,
+        socket=args.socket,
+        uds_path=args.uds_path,
+        socket_mode=args.socket_mode,
+        socket_owner=args.socket_owner,
+        handshake_timeout=config.DEFAULT_HANDSHAKE_TIMEOUT if timeout is None else timeout,
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many open descriptors as the system lets us have: each connection of a guest is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError) as error:
+            logging.getLogger("vhostvsock").warning("descriptor limit stays at %d: %s", soft, error)

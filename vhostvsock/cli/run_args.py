@@ -1,0 +1,109 @@
+"""The options of `vhostvsock run`, and its help.
+
+Before: cli/__init__.py. After: cli/run.py reads the parsed result.
+Rule:   only argparse is needed to show help.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[Any]
+
+_DESCRIPTION = """\
+Serve the vsock device of one VM (flags) or of several (--config) in the foreground, until SIGTERM or SIGINT.
+
+When every socket listens, one line that starts with "vhostvsock: ready:" goes to stderr, and READY=1 to the service
+manager where NOTIFY_SOCKET is set. The sockets are removed at the end. A socket that a dead daemon left behind is
+taken over; that of a live process is not. QEMU may come and go as often as it likes.
+"""
+
+_EPILOG = """\
+connecting, once the guest is up:
+  host to guest   connect to the --uds-path socket, send "CONNECT 1234\\n"; the answer "OK 1073\\n" (with some port of
+                  the host) means that the guest's port 1234 is at the other end. `vhostvsock connect` does this.
+  guest to host   a guest that connects to CID 2, port 1234, reaches the UNIX socket <uds-path>_1234, where an
+                  application of yours listens.
+
+examples:
+  vhostvsock run --guest-cid 42 --socket vh.sock --uds-path v.sock
+
+  and then, QEMU with memory that can be shared:
+
+  qemu-system-x86_64 -machine q35 -m 1G \\
+    -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
+    -chardev socket,id=vsock0,path=vh.sock \\
+    -device vhost-user-vsock-pci,chardev=vsock0 ...
+
+  several VMs, vhostvsock.toml:
+
+  handshake_timeout = 5.0             # seconds; optional
+
+  [[vm]]
+  name = "web"                        # for the log; default: cidNUMBER
+  cid = 42
+  socket = "/run/vhostvsock/web.vhost"
+  uds_path = "/run/vhostvsock/web.vsock"
+  socket_mode = "0660"                # optional; default "0600"
+  socket_owner = "root:kvm"           # optional: "user", "user:group" or ":group"
+  uds_mode = "0666"                   # optional; default: socket_mode
+  uds_owner = ":users"                # optional; default: socket_owner
+
+  Relative paths in the file start at the file's own directory.
+
+exit codes:
+  0  ended by SIGTERM or SIGINT
+  1  failed: a socket cannot be made or is in use, for instance
+  2  wrong usage or configuration
+"""
+
+
+def add(commands: Subparsers) -> None:
+    """Add the command to the parser."""
+    command = commands.add_parser(
+        "run",
+        help="serve the vsock devices of one or more VMs",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    several = command.add_argument_group("several VMs")
+    several.add_argument("-c", "--config", metavar="FILE", help="TOML file that lists the VMs; see below")
+    one = command.add_argument_group("one VM")
+    one.add_argument(
+        "--guest-cid", metavar="CID", help="the guest's context id, 3 to 4294967294; decimal, or hexadecimal with 0x"
+    )
+    one.add_argument("--socket", metavar="PATH", help="the vhost-user socket that QEMU connects to")
+    one.add_argument(
+        "--uds-path", metavar="PATH", help="the socket for host applications; PATH_PORT is where guests reach the host"
+    )
+    one.add_argument("--name", metavar="NAME", help="the VM's name in the log (default: cidNUMBER)")
+    one.add_argument("--socket-mode", metavar="MODE", help='file mode of both sockets, octal (default: "0600")')
+    one.add_argument(
+        "--socket-owner",
+        metavar="OWNER",
+        help='owner of both sockets: "user", "user:group" or ":group" (default: who runs the command)',
+    )
+    command.add_argument(
+        "--handshake-timeout",
+        metavar="SECONDS",
+        type=float,
+        help="how long a host application may take over its CONNECT line (default: 5)",
+    )
+    command.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="log more: -v what happens, -vv everything (default: warnings)",
+    )
+    command.add_argument(
+        "--log-format",
+        choices=("auto", "human", "json"),
+        default="auto",
+        help="human: lines with the time; json: one object per line; auto: human, without the time under systemd's "
+        "journal (default: auto)",
+    )

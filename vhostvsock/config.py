@@ -1,0 +1,282 @@
+"""What the user asked for, from flags or from a TOML file, checked and frozen.
+
+Before: cli/run.py hands over parsed flags or a file name. After: daemon.py gets a `DaemonConfig`.
+Rule:   nothing here touches a socket or the native library; a mistake is a `ConfigError` that names the file,
+        the VM and the key.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vhostvsock.errors import ConfigError
+from vhostvsock.ids import Cid
+
+# sizeof(sockaddr_un.sun_path) is 108, with the closing NUL.
+SUN_PATH_BYTES = 107
+# Guests that connect to (2, PORT) reach "<uds_path>_<PORT>": the longest such name must fit as well.
+LONGEST_PORT_SUFFIX = len("_4294967295")
+
+DEFAULT_MODE = 0o600
+DEFAULT_HANDSHAKE_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect to a socket: file mode, and owner and group where they are to be changed."""
+
+    mode: int = DEFAULT_MODE
+    uid: int | None = None
+    gid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VmConfig:
+    """One VM: its name for people, its CID, and the two sockets that lead to it."""
+
+    name: str
+    cid: Cid
+    socket: str
+    uds_path: str
+    socket_access: Access = Access()
+    uds_access: Access = Access()
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """All that the daemon needs to know."""
+
+    vms: tuple[VmConfig, ...]
+    handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT
+
+
+_TOP_KEYS = {"handshake_timeout": (float, int), "vm": (list,)}
+_VM_KEYS: dict[str, type] = {
+    "name": str,
+    "cid": int,
+    "socket": str,
+    "uds_path": str,
+    "socket_mode": str,
+    "socket_owner": str,
+    "uds_mode": str,
+    "uds_owner": str,
+}
+_FLAGS = {"cid": "--guest-cid"}
+_REQUIRED = ("cid", "socket", "uds_path")
+_TYPE_NAMES = {
+    str: "text in quotes",
+    int: "a number",
+    float: "a number with a fraction",
+    bool: "true or false",
+    list: "a list of tables",
+    dict: "a table",
+}
+
+
+def from_flags(
+    *,
+    name: str | None,
+    cid: str,
+    socket: str,
+    uds_path: str,
+    socket_mode: str | None = None,
+    socket_owner: str | None = None,
+    handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT,
+) -> DaemonConfig:
+    """The configuration of a single VM, from the command line."""
+    try:
+        number = Cid.parse(cid).value
+    except ValueError as error:
+        raise ConfigError(f"--guest-cid: {error}") from None
+    table: dict[str, Any] = {"cid": number, "socket": socket, "uds_path": uds_path}
+    optional = {"name": name, "socket_mode": socket_mode, "socket_owner": socket_owner}
+    table.update((key, value) for key, value in optional.items() if value is not None)
+    vm = _vm_from_table(table, where="", base="", flags=True)
+    _check_together([vm], "command line")
+    return DaemonConfig((vm,), checked_timeout(handshake_timeout, "--handshake-timeout"))
+
+
+def from_file(path: str) -> DaemonConfig:
+    """The configuration of several VMs, from a TOML file. Relative paths in it start at the file's directory."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="check the path given to --config") from error
+    return from_toml(text, source=path, base=os.path.dirname(path))
+
+
+def from_toml(text: bytes, *, source: str, base: str = "") -> DaemonConfig:
+    """The configuration in `text`; `source` names it in errors, `base` is where relative paths start."""
+    try:
+        top = tomllib.loads(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: not UTF-8 text: {error}") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}", hint="see https://toml.io for the format") from None
+    _check_keys(top, _TOP_KEYS, source)
+    tables = top.get("vm", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"{source}: vm must be {_TYPE_NAMES[list]}", hint="start each VM with a line [[vm]]")
+    if not tables:
+        raise ConfigError(f"{source}: no VM in it", hint="add a [[vm]] table with cid, socket and uds_path")
+    vms = [_vm_from_table(table, where=_place(source, table, i), base=base) for i, table in enumerate(tables, 1)]
+    _check_together(vms, source)
+    timeout = checked_timeout(top.get("handshake_timeout", DEFAULT_HANDSHAKE_TIMEOUT), f"{source}: handshake_timeout")
+    return DaemonConfig(tuple(vms), timeout)
+
+
+def _place(source: str, table: Mapping[str, Any], number: int) -> str:
+    name = table.get("name")
+    return f"{source}: vm {name!r}" if isinstance(name, str) and name else f"{source}: vm number {number}"
+
+
+def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}", hint=f"known keys: {', '.join(sorted(known))}")
+
+
+def _vm_from_table(table: Mapping[str, Any], *, where: str, base: str, flags: bool = False) -> VmConfig:
+    def label(key: str) -> str:
+        return _FLAGS.get(key, f"--{key.replace('_', '-')}") if flags else f"{where}: {key}"
+
+    _check_keys(table, _VM_KEYS, where)
+    for key, value in table.items():
+        wanted = _VM_KEYS[key]
+        if type(value) is not wanted:
+            got = _TYPE_NAMES.get(type(value), type(value).__name__)
+            raise ConfigError(f"{label(key)} must be {_TYPE_NAMES[wanted]}, not {got}")
+    for key in _REQUIRED:
+        if key not in table:
+            raise ConfigError(f"{label(key)} is missing")
+    try:
+        cid = Cid(table["cid"])
+    except ValueError as error:
+        raise ConfigError(f"{label('cid')}: {error}") from None
+    socket_access = _access(table, "socket", Access(), label)
+    return VmConfig(
+        name=_name(table.get("name", f"cid{cid}"), label("name")),
+        cid=cid,
+        socket=_path(table["socket"], base, SUN_PATH_BYTES, label("socket")),
+        uds_path=_path(table["uds_path"], base, SUN_PATH_BYTES - LONGEST_PORT_SUFFIX, label("uds_path")),
+        socket_access=socket_access,
+        uds_access=_access(table, "uds", socket_access, label),
+    )
+
+
+def _name(name: str, label: str) -> str:
+    # Names go into log lines and, later, into file names and units.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}", name):
+        raise ConfigError(
+            f"{label}: {name!r} is not a usable name",
+            hint="use 1 to 64 letters, digits, and . _ : @ -, a letter or digit first",
+        )
+    return name
+
+
+def _path(path: str, base: str, limit: int, label: str) -> str:
+    if not path:
+        raise ConfigError(f"{label} is empty")
+    if "\0" in path or path.endswith("/"):
+        raise ConfigError(f"{label}: {path!r} is not a path of a socket")
+    full = os.path.join(base, path)
+    try:
+        size = len(os.fsencode(full))
+    except UnicodeEncodeError:
+        raise ConfigError(f"{label}: {path!r} cannot be a file name") from None
+    if size > limit:
+        why = "" if limit == SUN_PATH_BYTES else f", which leaves room for '_PORT' within {SUN_PATH_BYTES}"
+        raise ConfigError(
+            f"{label}: {full!r} is {size} bytes long; the limit is {limit}{why}",
+            hint="use a shorter path, for instance under /run, or a relative path from a directory nearer to it",
+        )
+    return full
+
+
+def _access(table: Mapping[str, Any], prefix: str, default: Access, label: Any) -> Access:
+    mode, uid, gid = default.mode, default.uid, default.gid
+    if f"{prefix}_mode" in table:
+        mode = _mode(table[f"{prefix}_mode"], label(f"{prefix}_mode"))
+    if f"{prefix}_owner" in table:
+        uid, gid = _owner(table[f"{prefix}_owner"], label(f"{prefix}_owner"))
+    return Access(mode, uid, gid)
+
+
+def _mode(text: str, label: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ConfigError(f"{label}: {text!r} is not a file mode", hint='use octal digits, such as "0660"')
+    return int(text, 8)
+
+
+def _owner(text: str, label: str) -> tuple[int | None, int | None]:
+    """`user`, `user:group` or `:group`, each a name or a number."""
+    user, colon, group = text.partition(":")
+    if (not user and not group) or (colon and not group):
+        raise ConfigError(f"{label}: {text!r} is not an owner", hint='use "user", "user:group" or ":group"')
+    uid = gid = None
+    try:
+        if user:
+            uid = int(user) if user.isdecimal() and user.isascii() else pwd.getpwnam(user).pw_uid
+    except (KeyError, ValueError):
+        raise ConfigError(f"{label}: there is no user {user!r}", hint="create it, or give a numeric id") from None
+    try:
+        if group:
+            gid = int(group) if group.isdecimal() and group.isascii() else grp.getgrnam(group).gr_gid
+    except (KeyError, ValueError):
+        raise ConfigError(f"{label}: there is no group {group!r}", hint="create it, or give a numeric id") from None
+    if max(uid or 0, gid or 0) > 0xFFFF_FFFE:
+        raise ConfigError(f"{label}: {text!r} has an id that does not fit in 32 bits")
+    return uid, gid
+
+
+def checked_timeout(value: object, label: str) -> float:
+    """A handshake timeout in seconds, or a ConfigError that starts with `label`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{label} must be a number of seconds")
+    if not 0.001 <= value <= 3600:
+        raise ConfigError(f"{label}: {value} is out of range", hint="use 0.001 to 3600 seconds")
+    return float(value)
+
+
+def _check_together(vms: list[VmConfig], source: str) -> None:
+    """No two VMs may share a name, a CID or a path, and no path may be one that another VM's guest can reach."""
+    names: dict[str, VmConfig] = {}
+    cids: dict[Cid, VmConfig] = {}
+    paths: dict[str, tuple[VmConfig, str]] = {}
+    for vm in vms:
+        if vm.name in names:
+            raise ConfigError(f"{source}: two VMs have the name {vm.name!r}", hint="give each VM a name of its own")
+        names[vm.name] = vm
+        if vm.cid in cids:
+            raise ConfigError(f"{source}: vm {vm.name!r}: cid {vm.cid} is taken by vm {cids[vm.cid].name!r}")
+        cids[vm.cid] = vm
+        for key, path in (("socket", vm.socket), ("uds_path", vm.uds_path)):
+            for real, what in ((_real(path), key), (_real(path) + ".lock", f"lock file of {key}")):
+                if real in paths:
+                    other, other_key = paths[real]
+                    raise ConfigError(
+                        f"{source}: vm {vm.name!r}: {what} {path!r} is already the {other_key} of vm {other.name!r}",
+                        hint="give each socket a path of its own",
+                    )
+                paths[real] = (vm, what)
+    for vm in vms:
+        # A guest that connects to port P reaches "<uds_path>_P", which must not be a socket of the daemon itself.
+        ports = re.compile(re.escape(_real(vm.uds_path)) + r"_[0-9]+")
+        for path, (other, key) in paths.items():
+            if ports.fullmatch(path):
+                raise ConfigError(
+                    f"{source}: vm {other.name!r}: {key} {path!r} could be reached by the guest of vm {vm.name!r}",
+                    hint=f"names of the form {vm.uds_path}_NUMBER are the ports of that guest's host",
+                )
+
+
+def _real(path: str) -> str:
+    return os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))

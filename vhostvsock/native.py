@@ -1,0 +1,276 @@
+"""The native library, typed: the only file that imports `vhostvsock._native`.
+
+Before: daemon.py. After: native/src/ffi.
+Rules:  - Every call goes through `_call`, which turns a negative status into an exception of errors.py.
+        - `Engine` and `Device` are context managers; letting one be collected while open only warns.
+        - Nothing native survives a fork: its threads exist in the parent alone. A child's call is refused here, and a
+          child's close does nothing.
+        - The boundary carries file descriptors, small integers and log lines, never payload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+from vhostvsock.errors import BusyError, NativeError, NativePanicError, StaleHandleError, VhostvsockError
+from vhostvsock.ids import Cid
+
+try:
+    from vhostvsock._native import ffi as _ffi_untyped
+    from vhostvsock._native import lib as _lib_untyped
+except ImportError as error:
+    raise VhostvsockError(
+        f"the native library cannot be loaded: {error}",
+        hint="build and install it: `pip install .` in the source tree, or `scripts/lib/setup.sh`",
+    ) from error
+
+# Status codes of every exported function.
+OK = 0
+ERR_ARGUMENT = -1
+ERR_HANDLE = -2
+ERR_OS = -3
+ERR_BUSY = -4
+ERR_PANIC = -5
+
+# Log lines per turn of the event loop: enough to be cheap, few enough not to hold up the rest.
+EVENT_BATCH = 128
+
+
+class _Lib(Protocol):
+    """The exported functions, with cffi's pointers as Any."""
+
+    def vhv_engine_new(self, engine: Any, event_fd: Any, err: Any) -> int: ...
+    def vhv_engine_free(self, engine: int, err: Any) -> int: ...
+    def vhv_engine_set_log_level(self, engine: int, level: int, err: Any) -> int: ...
+    def vhv_next_event(self, engine: int, event: Any, err: Any) -> int: ...
+    def vhv_device_new(self, engine: int, config: Any, device: Any, err: Any) -> int: ...
+    def vhv_device_attach(self, device: int, fd: int, err: Any) -> int: ...
+    def vhv_device_stats(self, device: int, stats: Any, err: Any) -> int: ...
+    def vhv_device_free(self, device: int, err: Any) -> int: ...
+
+
+_lib: _Lib = _lib_untyped
+_ffi: Any = _ffi_untyped
+
+
+class EventKind(enum.IntEnum):
+    """What a device tells."""
+
+    LOG = 0
+    ATTACHED = 1  # a front-end took over
+    DETACHED = 2  # the front-end is gone; the text says why
+    STARTED = 3  # both rings run
+    STOPPED = 4  # the guest's driver is gone or paused
+    FAULT = 5  # the device's thread died; the text says why
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in the data plane; `device` is the handle of the one it happened to, or 0."""
+
+    kind: EventKind
+    level: int
+    device: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """What a device is made of. Zero stands for the native default."""
+
+    name: str
+    cid: Cid
+    hybrid_listener: int
+    uds_path: str
+    buf_alloc: int = 0
+    max_connections: int = 0
+    handshake_timeout_ms: int = 0
+    connect_timeout_ms: int = 0
+
+
+def _call(what: str, function: Callable[..., int], *args: Any) -> int:
+    """Call `function` with an error record as the last argument; a failure becomes an exception that says `what`."""
+    err = _ffi.new("VhvError *")
+    status: int = function(*args, err)
+    if status >= 0:
+        return status
+    text = _ffi.string(err.message).decode("utf-8", "replace") or f"status {status}"
+    kinds = {ERR_HANDLE: StaleHandleError, ERR_BUSY: BusyError, ERR_PANIC: NativePanicError}
+    raise kinds.get(status, NativeError)(f"{what}: {text}", code=status, os_errno=int(err.os_errno))
+
+
+class _Handle:
+    """A native object: its number, and the process that made it."""
+
+    _value: int = 0
+    _pid: int = 0
+
+    def _own(self, value: int) -> None:
+        self._value = value
+        self._pid = os.getpid()
+
+    @property
+    def handle(self) -> int:
+        """The native number; raises when the object is closed or belongs to the parent process."""
+        what = type(self).__name__
+        if self._value == 0:
+            raise StaleHandleError(f"{what} is closed", code=ERR_HANDLE)
+        if self._pid != os.getpid():
+            raise StaleHandleError(
+                f"{what} belongs to process {self._pid}, which forked this one",
+                code=ERR_HANDLE,
+                hint="start processes with exec (subprocess), or make a new engine in the child",
+            )
+        return self._value
+
+    @property
+    def closed(self) -> bool:
+        return self._value == 0
+
+    def _disown(self) -> int:
+        """The number to free, or 0 where there is nothing to free in this process."""
+        value, self._value = self._value, 0
+        return value if self._pid == os.getpid() else 0
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self._value != 0 and self._pid == os.getpid():
+            warnings.warn(f"{type(self).__name__} was never closed", ResourceWarning, source=self, stacklevel=2)
+
+
+class Engine(_Handle):
+    """All devices of this process, and the one queue of what they tell."""
+
+    def __init__(self) -> None:
+        engine = _ffi.new("uint64_t *")
+        event_fd = _ffi.new("int32_t *")
+        _call("cannot start the data plane", _lib.vhv_engine_new, engine, event_fd)
+        self._own(int(engine[0]))
+        self.event_fd = int(event_fd[0])
+        self._record = _ffi.new("VhvEvent *")
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def close(self) -> None:
+        """Stop and join all devices. Blocks until their threads have ended; may be called twice."""
+        self.stop_events()
+        value = self._disown()
+        if value:
+            _call("cannot stop the data plane", _lib.vhv_engine_free, value)
+
+    def set_log_level(self, level: int) -> None:
+        """Drop native log lines below `level` (Python's numbers) where they arise."""
+        # Python counts in tens from 10; NOTSET means everything.
+        _call("cannot set the log level", _lib.vhv_engine_set_log_level, self.handle, max(level, logging.DEBUG))
+
+    def next_event(self) -> Event | None:
+        """The oldest event that waits, or None."""
+        record = self._record
+        if _call("cannot read events", _lib.vhv_next_event, self.handle, record) == 0:
+            return None
+        text = _ffi.string(record.text).decode("utf-8", "replace")
+        return Event(EventKind(record.kind), int(record.level), int(record.device), text)
+
+    def drain(self, limit: int) -> Iterator[Event]:
+        """Up to `limit` events that wait."""
+        for _ in range(limit):
+            event = self.next_event()
+            if event is None:
+                return
+            yield event
+
+    def start_events(self, loop: asyncio.AbstractEventLoop, handler: Callable[[Event], None]) -> None:
+        """Call `handler` for every event from now on, in `loop`'s thread, in batches."""
+
+        def readable() -> None:
+            # What one turn leaves waits for the next: the eventfd stays readable, or is asked again below.
+            count = 0
+            for event in self.drain(EVENT_BATCH):
+                count += 1
+                handler(event)
+                if self.closed:
+                    return
+            if count == EVENT_BATCH and self._loop is not None:
+                loop.call_soon(readable_if_running)
+
+        def readable_if_running() -> None:
+            if self._loop is not None and not self.closed:
+                readable()
+
+        loop.add_reader(self.event_fd, readable)
+        self._loop = loop
+
+    def stop_events(self) -> None:
+        """No further calls of the handler. May be called twice."""
+        loop, self._loop = self._loop, None
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self.event_fd)
+
+    def new_device(self, config: DeviceConfig) -> Device:
+        """A device with a thread of its own, serving host applications from now on and a guest once one attaches."""
+        record = _ffi.new("VhvDeviceConfig *")
+        name = _ffi.new("char[]", config.name.encode())
+        uds_path = _ffi.new("char[]", os.fsencode(config.uds_path))
+        record.name = name
+        record.guest_cid = config.cid.value
+        record.hybrid_listener = config.hybrid_listener
+        record.uds_path = uds_path
+        record.buf_alloc = config.buf_alloc
+        record.max_connections = config.max_connections
+        record.handshake_timeout_ms = config.handshake_timeout_ms
+        record.connect_timeout_ms = config.connect_timeout_ms
+        device = _ffi.new("uint64_t *")
+        _call(f"vm {config.name}: cannot start the device", _lib.vhv_device_new, self.handle, record, device)
+        return Device(int(device[0]), config.name)
+
+
+class Device(_Handle):
+    """The vsock device of one VM. Made by `Engine.new_device`."""
+
+    def __init__(self, handle: int, name: str) -> None:
+        self._own(handle)
+        self.name = name
+
+    def __enter__(self) -> Device:
+        return self
+
+    def attach(self, front_end: socket.socket) -> None:
+        """Give a connected vhost-user socket to the device, which owns it from now on.
+
+        Raises BusyError while another front-end is attached; the socket is closed then, too.
+        """
+        handle = self.handle
+        # The native side waits for whole messages, and times out by itself.
+        front_end.setblocking(True)
+        _call(f"vm {self.name}: cannot attach the front-end", _lib.vhv_device_attach, handle, front_end.detach())
+
+    def stats(self) -> dict[str, int]:
+        """Everything the device counts, by name."""
+        record = _ffi.new("VhvStats *")
+        _call(f"vm {self.name}: cannot read the counters", _lib.vhv_device_stats, self.handle, record)
+        fields = _ffi.typeof("VhvStats").fields or ()
+        return {name: int(getattr(record, name)) for name, _ in fields}
+
+    def close(self) -> None:
+        """Reset the device's connections, end and join its thread. May be called twice."""
+        value = self._disown()
+        if value:
+            _call(f"vm {self.name}: cannot stop the device", _lib.vhv_device_free, value)

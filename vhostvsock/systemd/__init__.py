@@ -1,0 +1,1 @@
+"""What vhostvsock says to systemd."""

@@ -1,0 +1,156 @@
+"""One VM as the daemon sees it: its two sockets, its device, and whichever front-end is attached.
+
+Before: daemon.py makes one per configured VM and passes on the device's events. After: native.py takes over each
+        accepted vhost-user connection.
+Rules:  - One front-end at a time. The next one may come before the end of the last is noticed (QEMU started again by
+          a script), so it waits a little before it is refused.
+        - Whatever happens to this VM's device, the sockets stay and the device comes back; other VMs notice nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+
+from vhostvsock.config import VmConfig
+from vhostvsock.errors import NativeError
+from vhostvsock.native import Device, DeviceConfig, Engine, Event, EventKind
+from vhostvsock.sockets import ListeningSocket, peer_credentials
+
+# How long a front-end waits for its predecessor to be gone.
+HANDOVER_SECONDS = 1.0
+# A device that dies as soon as it is made must not keep a core busy.
+REVIVE_PAUSE_SECONDS = 0.5
+# After an accept that failed (descriptors used up): long enough not to spin, short enough not to be noticed.
+ACCEPT_PAUSE_SECONDS = 0.2
+
+_log = logging.getLogger("vhostvsock.vm")
+
+
+class ServedVm:
+    """A VM that is served: create, `start`, then run `serve` and `revive` as tasks; `stop` at the end."""
+
+    def __init__(self, config: VmConfig, handshake_timeout: float) -> None:
+        self.config = config
+        self._handshake_timeout = handshake_timeout
+        self._front_ends: ListeningSocket | None = None
+        self._clients: ListeningSocket | None = None
+        self._device: Device | None = None
+        self._free = asyncio.Event()  # set while no front-end is attached
+        self._faulted = asyncio.Event()
+
+    def listen(self) -> None:
+        """Make both sockets. From here on connections queue up, though nobody answers yet."""
+        self._front_ends = ListeningSocket(self.config.socket, self.config.socket_access)
+        self._clients = ListeningSocket(self.config.uds_path, self.config.uds_access)
+
+    def start(self, engine: Engine) -> None:
+        """Make the device; host applications are answered from here on."""
+        assert self._clients is not None
+        self._device = engine.new_device(
+            DeviceConfig(
+                name=self.config.name,
+                cid=self.config.cid,
+                hybrid_listener=self._clients.fileno(),
+                uds_path=self.config.uds_path,
+                handshake_timeout_ms=max(1, round(self._handshake_timeout * 1000)),
+            )
+        )
+        self._free.set()
+
+    @property
+    def handle(self) -> int:
+        """The device's number in events, or 0."""
+        return 0 if self._device is None or self._device.closed else self._device.handle
+
+    def handle_event(self, event: Event) -> None:
+        """Follow the device's state, and log what it tells."""
+        if event.kind is EventKind.DETACHED:
+            self._free.set()
+            self._say(logging.INFO, f"front-end gone: {event.text}" if event.text else "front-end gone")
+        elif event.kind is EventKind.ATTACHED:
+            self._say(logging.INFO, "front-end attached")
+        elif event.kind is EventKind.STARTED:
+            self._say(logging.INFO, "the guest's driver is up")
+        elif event.kind is EventKind.STOPPED:
+            self._say(logging.INFO, "the guest's driver is down")
+        elif event.kind is EventKind.FAULT:
+            self._free.clear()
+            self._faulted.set()
+            self._say(logging.ERROR, f"the device failed and is made anew: {event.text}")
+        else:
+            self._say(event.level, event.text)
+
+    async def serve(self) -> None:
+        """Accept front-ends for ever."""
+        assert self._front_ends is not None
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(self._front_ends.sock)
+            except OSError as error:
+                self._say(logging.ERROR, f"cannot accept a front-end on {self.config.socket}: {error.strerror}")
+                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+                continue
+            with sock:  # closed here unless the device took it
+                try:
+                    await self._admit(sock)
+                except NativeError as error:
+                    self._say(logging.WARNING, f"front-end refused: {error}")
+                except OSError as error:
+                    self._say(logging.INFO, f"front-end left before it was attached: {error}")
+
+    async def _admit(self, sock: socket.socket) -> None:
+        pid, uid, _ = peer_credentials(sock)
+        try:
+            async with asyncio.timeout(HANDOVER_SECONDS):
+                await self._free.wait()
+        except TimeoutError:
+            self._say(
+                logging.WARNING,
+                f"front-end of pid {pid} refused: another one is attached to {self.config.socket}",
+            )
+            return
+        assert self._device is not None
+        self._say(logging.DEBUG, f"front-end of pid {pid} (uid {uid}) connected")
+        self._device.attach(sock)
+        self._free.clear()
+
+    async def revive(self, engine: Engine) -> None:
+        """Make the device again whenever it failed."""
+        while True:
+            await self._faulted.wait()
+            self._faulted.clear()
+            await self._close_device()
+            while self._device is None:
+                await asyncio.sleep(REVIVE_PAUSE_SECONDS)
+                try:
+                    self.start(engine)
+                except NativeError as error:
+                    self._say(logging.ERROR, f"the device cannot be made anew: {error}")
+            self._say(logging.WARNING, "the device is back; it serves the next front-end")
+
+    async def _close_device(self) -> None:
+        device, self._device = self._device, None
+        if device is not None:
+            try:
+                # Joins a thread: not on the loop's time.
+                await asyncio.to_thread(device.close)
+            except NativeError as error:
+                self._say(logging.ERROR, str(error))
+
+    async def stop(self) -> None:
+        """End the device and remove the sockets. May be called at any stage, and twice."""
+        await self._close_device()
+        for listening in (self._clients, self._front_ends):
+            if listening is not None:
+                listening.close()
+
+    def describe(self) -> str:
+        """For the line that says ready."""
+        return f"{self.config.name} cid {self.config.cid} {os.path.abspath(self.config.socket)}"
+
+    def _say(self, level: int, text: str) -> None:
+        _log.log(level, "%s", text, extra={"fields": {"vm": self.config.name, "cid": self.config.cid.value}})
