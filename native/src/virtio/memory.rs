@@ -1,0 +1,207 @@
+//! Job: the guest's memory as the front-end shared it: guest addresses to pointers, always within bounds.
+//! Before: `vhost_user` receives regions and their file descriptors.
+//! After: `queue` follows descriptors; `host::io` gives pieces to the kernel.
+//! Rules: the only file that holds raw pointers to guest memory and reads or writes through them. No reference to guest
+//! memory is ever made: the guest changes it at any time. Every pointer comes from a region that is mapped.
+// UNSAFETY: guest memory is shared with another process; it can only be reached through raw pointers.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU16, Ordering};
+use vm_memory::{FileOffset, MmapRegion};
+
+/// A piece of mapped guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its first byte.
+    ptr: *mut u8,
+    /// Its length in bytes.
+    len: usize,
+}
+
+// SAFETY: a segment is an address; whoever uses it is on the device's thread, which owns the mapping.
+unsafe impl Send for Segment {}
+
+impl Segment {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// For the kernel's scatter-gather calls.
+    pub fn iovec(&self) -> libc::iovec {
+        libc::iovec { iov_base: self.ptr.cast(), iov_len: self.len }
+    }
+
+    /// Cuts it at `at`, which must not be beyond its end.
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        assert!(at <= self.len);
+        // SAFETY: `at` is within the segment, which lies within one mapping.
+        let tail = unsafe { self.ptr.add(at) };
+        (Self { ptr: self.ptr, len: at }, Self { ptr: tail, len: self.len - at })
+    }
+
+    /// Copies guest memory out, as much as both hold. Returns the bytes copied.
+    pub fn read(&self, out: &mut [u8]) -> usize {
+        let len = self.len.min(out.len());
+        // SAFETY: `len` bytes are mapped at `ptr`, and `out` is our own memory. The guest may write meanwhile: then
+        // the bytes are of no particular value, which every caller expects.
+        unsafe { std::ptr::copy_nonoverlapping(self.ptr, out.as_mut_ptr(), len) };
+        len
+    }
+
+    /// Copies into guest memory, as much as both hold. Returns the bytes copied.
+    pub fn write(&self, bytes: &[u8]) -> usize {
+        let len = self.len.min(bytes.len());
+        // SAFETY: as in `read`, the other way round.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr, len) };
+        len
+    }
+
+    /// Reads a little-endian value at `offset`, aligned or not.
+    fn load<const N: usize>(&self, offset: usize) -> [u8; N] {
+        assert!(offset.checked_add(N).is_some_and(|end| end <= self.len));
+        // SAFETY: the assertion keeps it within the mapping; arrays of bytes need no alignment.
+        unsafe { self.ptr.add(offset).cast::<[u8; N]>().read_volatile() }
+    }
+
+    /// A little-endian u16.
+    pub fn u16(&self, offset: usize) -> u16 {
+        u16::from_le_bytes(self.load(offset))
+    }
+
+    /// A little-endian u32.
+    pub fn u32(&self, offset: usize) -> u32 {
+        u32::from_le_bytes(self.load(offset))
+    }
+
+    /// A little-endian u64.
+    pub fn u64(&self, offset: usize) -> u64 {
+        u64::from_le_bytes(self.load(offset))
+    }
+
+    /// Writes bytes at `offset`.
+    pub fn store<const N: usize>(&self, offset: usize, bytes: [u8; N]) {
+        assert!(offset.checked_add(N).is_some_and(|end| end <= self.len));
+        // SAFETY: as in `load`.
+        unsafe { self.ptr.add(offset).cast::<[u8; N]>().write_volatile(bytes) };
+    }
+
+    /// The 16-bit index at `offset`, shared with the guest's processors.
+    fn index(&self, offset: usize) -> &AtomicU16 {
+        assert!(offset + 2 <= self.len && (self.ptr as usize + offset) % 2 == 0);
+        // SAFETY: within the mapping and aligned; other parties access it as an atomic of the same size. The
+        // reference does not outlive this thread's use of the ring, which ends before the region is unmapped.
+        unsafe { AtomicU16::from_ptr(self.ptr.add(offset).cast()) }
+    }
+
+    /// Reads an index that the guest publishes: what it wrote before is visible after.
+    pub fn load_index(&self, offset: usize) -> u16 {
+        u16::from_le(self.index(offset).load(Ordering::Acquire))
+    }
+
+    /// Publishes an index: what was written before is visible to whoever reads it.
+    pub fn store_index(&self, offset: usize, value: u16) {
+        self.index(offset).store(value.to_le(), Ordering::Release);
+    }
+}
+
+/// One shared region.
+struct Region {
+    /// Guest physical address of its first byte.
+    guest: u64,
+    /// The same byte in the front-end's address space; ring addresses are given so.
+    user: u64,
+    /// Its length in bytes.
+    len: u64,
+    /// The mapping, which ends with the region.
+    map: MmapRegion,
+}
+
+/// All memory of the guest that the front-end shared.
+#[derive(Default)]
+pub struct GuestMemory {
+    /// The regions, without overlap, by guest address.
+    regions: Vec<Region>,
+    /// The region found last: mostly the next one, too.
+    last: std::cell::Cell<usize>,
+}
+
+impl GuestMemory {
+    /// Maps a region. The error names what is wrong with it.
+    pub fn add(&mut self, guest: u64, user: u64, len: u64, offset: u64, file: File) -> Result<(), String> {
+        let described = format!("memory region of {len:#x} bytes at guest address {guest:#x}");
+        let (Some(guest_end), Some(_), Ok(size)) = (guest.checked_add(len), user.checked_add(len), usize::try_from(len)) else {
+            return Err(format!("{described}: its end is beyond the address space"));
+        };
+        if len == 0 {
+            return Err(format!("{described}: it is empty"));
+        }
+        if let Some(other) = self.regions.iter().find(|r| guest < r.guest + r.len && r.guest < guest_end) {
+            return Err(format!("{described}: it overlaps the one at {:#x}", other.guest));
+        }
+        let map = MmapRegion::from_file(FileOffset::new(file, offset), size)
+            .map_err(|error| format!("{described}: cannot be mapped at file offset {offset:#x}: {error}"))?;
+        let at = self.regions.partition_point(|r| r.guest < guest);
+        self.regions.insert(at, Region { guest, user, len, map });
+        Ok(())
+    }
+
+    /// Unmaps the region that starts at these two addresses and has this length; whether there was one.
+    pub fn remove(&mut self, guest: u64, user: u64, len: u64) -> bool {
+        let before = self.regions.len();
+        self.regions.retain(|r| (r.guest, r.user, r.len) != (guest, user, len));
+        self.regions.len() != before
+    }
+
+    /// Unmaps everything.
+    pub fn clear(&mut self) {
+        self.regions.clear();
+    }
+
+    /// Number of regions.
+    pub fn len(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// `len` bytes at `user`, an address of the front-end, if they lie in one region.
+    pub fn at_user_address(&self, user: u64, len: usize) -> Option<Segment> {
+        let region = self.regions.iter().find(|r| user >= r.user && user - r.user < r.len)?;
+        region.segment(user - region.user, len as u64).filter(|segment| segment.len == len)
+    }
+
+    /// Appends the pieces that `len` bytes at guest address `guest` consist of; `false` if some are not mapped.
+    pub fn resolve(&self, mut guest: u64, mut len: u64, out: &mut Vec<Segment>) -> bool {
+        while len > 0 {
+            let Some(region) = self.find(guest) else { return false };
+            let Some(segment) = region.segment(guest - region.guest, len) else { return false };
+            out.push(segment);
+            len -= segment.len as u64;
+            // A region's end is within the address space, so this does not overflow while bytes are left in it.
+            let Some(next) = guest.checked_add(segment.len as u64) else { return len == 0 };
+            guest = next;
+        }
+        true
+    }
+
+    /// The region with this guest address.
+    fn find(&self, guest: u64) -> Option<&Region> {
+        let holds = |region: &&Region| guest >= region.guest && guest - region.guest < region.len;
+        if let Some(region) = self.regions.get(self.last.get()).filter(holds) {
+            return Some(region);
+        }
+        let at = self.regions.iter().position(|region| holds(&region))?;
+        self.last.set(at);
+        self.regions.get(at)
+    }
+}
+
+impl Region {
+    /// Up to `len` bytes at `offset`, which must lie in the region.
+    fn segment(&self, offset: u64, len: u64) -> Option<Segment> {
+        let len = len.min(self.len.checked_sub(offset)?);
+        // SAFETY: `offset` is not beyond the mapping's length.
+        let ptr = unsafe { self.map.as_ptr().add(usize::try_from(offset).ok()?) };
+        Some(Segment { ptr, len: usize::try_from(len).ok()? })
+    }
+}
