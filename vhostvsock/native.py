@@ -55,6 +55,7 @@ class _Lib(Protocol):
     def vhv_device_new(self, engine: int, config: Any, device: Any, err: Any) -> int: ...
     def vhv_device_attach(self, device: int, fd: int, err: Any) -> int: ...
     def vhv_device_stats(self, device: int, stats: Any, err: Any) -> int: ...
+    def vhv_stat_name(self, index: int) -> Any: ...
     def vhv_device_free(self, device: int, err: Any) -> int: ...
 
 
@@ -258,16 +259,14 @@ class Device(_Handle):
         Raises BusyError while another front-end is attached; the socket is closed then, too.
         """
         handle = self.handle
-        # The native side waits for whole messages, and times out by itself.
-        front_end.setblocking(True)
         _call(f"vm {self.name}: cannot attach the front-end", _lib.vhv_device_attach, handle, front_end.detach())
 
     def stats(self) -> dict[str, int]:
         """Everything the device counts, by name."""
         record = _ffi.new("VhvStats *")
         _call(f"vm {self.name}: cannot read the counters", _lib.vhv_device_stats, self.handle, record)
-        fields = _ffi.typeof("VhvStats").fields or ()
-        return {name: int(getattr(record, name)) for name, _ in fields}
+        names = (_ffi.string(_lib.vhv_stat_name(index)).decode() for index in range(record.count))
+        return {name: int(record.values[index]) for index, name in enumerate(names)}
 
     def close(self) -> None:
         """Reset the device's connections, end and join its thread. May be called twice."""

@@ -89,7 +89,11 @@ impl<T> Slab<T> {
 
     /// The ids of all entries.
     pub fn ids(&self) -> impl Iterator<Item = Id> + '_ {
-        self.places.iter().zip(0..).filter(|(place, _)| place.value.is_some()).map(|(place, index)| Id { index, generation: place.generation })
+        self.places
+            .iter()
+            .zip(0..)
+            .filter(|(place, _)| place.value.is_some())
+            .map(|(place, index)| Id { index, generation: place.generation })
     }
 }
 

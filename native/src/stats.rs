@@ -3,6 +3,7 @@
 //! After: anybody reads, through `ffi`.
 //! Rules: one writer per set, so adding is a plain load and store; every reason to drop or reset has its own counter.
 
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number that the device's thread adds to and others read.
@@ -26,7 +27,7 @@ impl Counter {
     }
 }
 
-/// Declares the counters twice, from one list: as atomics for the thread and as a flat C struct for readers.
+/// Declares the counters from one list: as atomics for the thread, as plain numbers for readers, and by name.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
         /// The counters of one device.
@@ -36,22 +37,34 @@ macro_rules! counters {
         }
 
         /// A copy of all counters at one moment.
-        #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        pub struct VhvStats {
+        pub struct Snapshot {
             $($(#[doc = $doc])+ pub $name: u64,)+
         }
 
         impl Stats {
             /// Reads every counter.
-            pub fn snapshot(&self) -> VhvStats {
-                VhvStats { $($name: self.$name.get(),)+ }
+            pub fn snapshot(&self) -> Snapshot {
+                Snapshot { $($name: self.$name.get(),)+ }
             }
 
-            /// The names of the counters, in the order of [`VhvStats`].
-            pub const NAMES: &'static [&'static str] = &[$(stringify!($name),)+];
+            /// The names of the counters.
+            pub const NAMES: &'static [&'static CStr] = &[$(name(concat!(stringify!($name), "\0")),)+];
+
+            /// The values of the counters, in the order of [`NAMES`](Self::NAMES).
+            pub fn values(&self) -> [u64; Self::NAMES.len()] {
+                [$(self.$name.get(),)+]
+            }
         }
     };
+}
+
+/// An identifier with a NUL behind it, as C has it.
+const fn name(text: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(name) => name,
+        Err(_) => panic!("identifiers have no NUL inside"),
+    }
 }
 
 counters! {

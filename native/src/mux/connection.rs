@@ -6,7 +6,7 @@
 use super::credit::{FromGuestCredit, ToGuestCredit};
 use crate::ids::ConnKey;
 use crate::packet::Op;
-use crate::packet::spec::SHUTDOWN_RCV;
+use crate::packet::spec::{SHUTDOWN_RCV, SHUTDOWN_SEND};
 use crate::slab::Id;
 
 /// How far a connection is.
@@ -153,9 +153,15 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Whether the direction to the guest is open.
+    pub fn is_open_to_guest(&self) -> bool {
+        let closed = self.guest_shutdown & SHUTDOWN_RCV != 0 || self.host_shutdown & SHUTDOWN_SEND != 0;
+        self.state == State::Established && !closed
+    }
+
     /// Whether there may be payload for the guest, credit aside.
     pub fn may_send(&self) -> bool {
-        self.state == State::Established && self.readable && self.guest_shutdown & SHUTDOWN_RCV == 0
+        self.readable && self.is_open_to_guest()
     }
 }
 

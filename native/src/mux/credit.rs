@@ -129,7 +129,7 @@ impl FromGuestCredit {
 
 /// How far `to` lies ahead of `from`, both modulo 2^32; negative if it lies behind.
 fn signed_distance(from: u32, to: u32) -> i64 {
-    i64::from(to.wrapping_sub(from).cast_signed())
+    i64::from(to.wrapping_sub(from) as i32)
 }
 
 #[cfg(test)]

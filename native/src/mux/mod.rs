@@ -281,7 +281,9 @@ impl Mux {
             return None;
         }
         let by_key = &self.by_key;
-        let Some(host_port) = self.ports.allocate(|candidate| by_key.contains_key(&ConnKey { guest: port, host: candidate })) else {
+        let Some(host_port) =
+            self.ports.allocate(|candidate| by_key.contains_key(&ConnKey { guest: port, host: candidate }))
+        else {
             self.stats.refused_limit.add(1);
             return None;
         };
@@ -373,6 +375,16 @@ impl Mux {
     /// socket is of no more use.
     pub fn is_closing(&self, id: Id) -> bool {
         self.conns.get(id).is_some_and(|conn| conn.state == State::Closing)
+    }
+
+    /// Whether the host's socket is still worth reading: the direction to the guest is open.
+    pub fn host_may_be_read(&self, id: Id) -> bool {
+        self.conns.get(id).is_some_and(Connection::is_open_to_guest)
+    }
+
+    /// The port of the host's end.
+    pub fn host_port(&self, id: Id) -> Option<HostPort> {
+        self.conns.get(id).map(|conn| conn.key.host)
     }
 
     /// The host application's socket took `len` bytes of the guest.

@@ -10,6 +10,7 @@ use crate::virtio::memory::GuestMemory;
 use crate::virtio::queue::{Layout, MAX_SIZE, Queue};
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Protocol};
 
 /// `VIRTIO_F_INDIRECT_DESC` (virtio 1.3 section 6).
@@ -53,8 +54,9 @@ pub struct Vring {
     base: u16,
     /// Switched on by SET_VRING_ENABLE.
     enabled: bool,
-    /// Readable when the guest kicked. Its arrival starts the ring.
-    pub kick: Option<OwnedFd>,
+    /// Readable when the guest kicked. Its arrival starts the ring. Shared with the event loop, which has to forget it
+    /// while it is still open.
+    pub kick: Option<Arc<OwnedFd>>,
     /// Written to interrupt the guest.
     pub call: Option<OwnedFd>,
     /// The running queue.
@@ -132,7 +134,7 @@ impl Session {
 
     /// Acts on one message; `Ok(None)` when no whole one is there.
     pub fn step(&mut self) -> Result<Option<Effect>, End> {
-        let Some(mut message) = self.wire.next()? else { return Ok(None) };
+        let Some(mut message) = self.wire.receive()? else { return Ok(None) };
         let Ok(request) = FrontendReq::try_from(message.request) else {
             return broken(format!("unknown request {}", message.request));
         };
@@ -189,7 +191,11 @@ impl Session {
             FrontendReq::SET_MEM_TABLE => {
                 let (count, _) = (fields.u32()? as usize, fields.u32()?);
                 if fields.0.len() != count * REGION_LEN || message.fds.len() != count {
-                    return broken(format!("{count} regions do not fit {} bytes and {} file descriptors", payload.len(), message.fds.len()));
+                    return broken(format!(
+                        "{count} regions do not fit {} bytes and {} file descriptors",
+                        payload.len(),
+                        message.fds.len()
+                    ));
                 }
                 self.memory.clear();
                 for _ in 0..count {
@@ -199,7 +205,7 @@ impl Session {
             }
             FrontendReq::ADD_MEM_REG => {
                 fields.u64()?;
-                if self.memory.len() as u64 >= MAX_SLOTS {
+                if self.memory.region_count() as u64 >= MAX_SLOTS {
                     return broken("too many memory regions");
                 }
                 self.add_region(&mut fields, message)?;
@@ -226,7 +232,12 @@ impl Session {
     }
 
     /// The requests that set up one ring.
-    fn set_vring(&mut self, request: FrontendReq, fields: &mut Fields<'_>, message: &mut Message) -> Result<Effect, End> {
+    fn set_vring(
+        &mut self,
+        request: FrontendReq,
+        fields: &mut Fields<'_>,
+        message: &mut Message,
+    ) -> Result<Effect, End> {
         match request {
             FrontendReq::SET_VRING_NUM => {
                 let (index, size) = (self.ring_index(fields.u32()?)?, fields.u32()?);
@@ -248,7 +259,9 @@ impl Session {
             }
             FrontendReq::SET_VRING_BASE => {
                 let (index, base) = (self.ring_index(fields.u32()?)?, fields.u32()?);
-                let Ok(base) = u16::try_from(base) else { return broken(format!("{base} is no index of a split ring")) };
+                let Ok(base) = u16::try_from(base) else {
+                    return broken(format!("{base} is no index of a split ring"));
+                };
                 self.vrings[index].base = base;
                 // Where a paused guest goes on, the ring goes on as well. A driver that was loaded anew starts at 0.
                 // QEMU before 10 has no other way to tell.
@@ -260,9 +273,11 @@ impl Session {
                 let index = self.ring_index(u32::from(value.to_le_bytes()[0]))?;
                 let fd = if value & NO_FD != 0 { None } else { Some(eventfd(message)?) };
                 match request {
-                    FrontendReq::SET_VRING_KICK if fd.is_none() => return broken("queues that are polled are not supported"),
+                    FrontendReq::SET_VRING_KICK if fd.is_none() => {
+                        return broken("queues that are polled are not supported");
+                    }
                     FrontendReq::SET_VRING_KICK => {
-                        self.vrings[index].kick = fd;
+                        self.vrings[index].kick = fd.map(Arc::new);
                         self.start_if_ready(index)?;
                     }
                     FrontendReq::SET_VRING_CALL => self.vrings[index].call = fd,

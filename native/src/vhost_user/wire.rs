@@ -71,7 +71,7 @@ impl Wire {
     }
 
     /// The next whole message, or `None` if it has not arrived.
-    pub fn next(&mut self) -> Result<Option<Message>, End> {
+    pub fn receive(&mut self) -> Result<Option<Message>, End> {
         loop {
             let wanted = match self.payload_len()? {
                 Some(len) if self.bytes.len() == HEADER_LEN + len => return Ok(Some(self.take())),
@@ -140,7 +140,11 @@ impl Wire {
             return Err(End::Broken(format!("more than {MAX_FDS} file descriptors with one message")));
         }
         if received.bytes == 0 {
-            return Err(if self.bytes.is_empty() { End::Closed } else { End::Broken("the socket closed within a message".into()) });
+            return Err(if self.bytes.is_empty() {
+                End::Closed
+            } else {
+                End::Broken("the socket closed within a message".into())
+            });
         }
         self.bytes.extend_from_slice(&buffer[..received.bytes]);
         Ok(true)

@@ -10,59 +10,70 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU16, Ordering};
 use vm_memory::{FileOffset, MmapRegion};
 
-/// A piece of mapped guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Its first byte.
-    ptr: *mut u8,
-    /// Its length in bytes.
-    len: usize,
-}
+/// A piece of mapped guest memory, in the form in which the kernel takes it.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Segment(libc::iovec);
 
 // SAFETY: a segment is an address; whoever uses it is on the device's thread, which owns the mapping.
 unsafe impl Send for Segment {}
 
 impl Segment {
+    /// A piece of `len` bytes at `ptr`, which must be mapped.
+    fn new(ptr: *mut u8, len: usize) -> Self {
+        Self(libc::iovec { iov_base: ptr.cast(), iov_len: len })
+    }
+
+    /// Its first byte.
+    fn ptr(&self) -> *mut u8 {
+        self.0.iov_base.cast()
+    }
+
     /// Its length in bytes.
     pub fn len(&self) -> usize {
-        self.len
+        self.0.iov_len
+    }
+
+    /// Whether it holds nothing, as a descriptor of length 0 does.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// For the kernel's scatter-gather calls.
-    pub fn iovec(&self) -> libc::iovec {
-        libc::iovec { iov_base: self.ptr.cast(), iov_len: self.len }
+    pub fn iovecs(segments: &[Self]) -> *const libc::iovec {
+        segments.as_ptr().cast()
     }
 
     /// Cuts it at `at`, which must not be beyond its end.
     pub fn split_at(self, at: usize) -> (Self, Self) {
-        assert!(at <= self.len);
+        assert!(at <= self.len());
         // SAFETY: `at` is within the segment, which lies within one mapping.
-        let tail = unsafe { self.ptr.add(at) };
-        (Self { ptr: self.ptr, len: at }, Self { ptr: tail, len: self.len - at })
+        let tail = unsafe { self.ptr().add(at) };
+        (Self::new(self.ptr(), at), Self::new(tail, self.len() - at))
     }
 
     /// Copies guest memory out, as much as both hold. Returns the bytes copied.
     pub fn read(&self, out: &mut [u8]) -> usize {
-        let len = self.len.min(out.len());
+        let len = self.len().min(out.len());
         // SAFETY: `len` bytes are mapped at `ptr`, and `out` is our own memory. The guest may write meanwhile: then
         // the bytes are of no particular value, which every caller expects.
-        unsafe { std::ptr::copy_nonoverlapping(self.ptr, out.as_mut_ptr(), len) };
+        unsafe { std::ptr::copy_nonoverlapping(self.ptr(), out.as_mut_ptr(), len) };
         len
     }
 
     /// Copies into guest memory, as much as both hold. Returns the bytes copied.
     pub fn write(&self, bytes: &[u8]) -> usize {
-        let len = self.len.min(bytes.len());
+        let len = self.len().min(bytes.len());
         // SAFETY: as in `read`, the other way round.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr, len) };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ptr(), len) };
         len
     }
 
     /// Reads a little-endian value at `offset`, aligned or not.
     fn load<const N: usize>(&self, offset: usize) -> [u8; N] {
-        assert!(offset.checked_add(N).is_some_and(|end| end <= self.len));
+        assert!(offset.checked_add(N).is_some_and(|end| end <= self.len()));
         // SAFETY: the assertion keeps it within the mapping; arrays of bytes need no alignment.
-        unsafe { self.ptr.add(offset).cast::<[u8; N]>().read_volatile() }
+        unsafe { self.ptr().add(offset).cast::<[u8; N]>().read_volatile() }
     }
 
     /// A little-endian u16.
@@ -82,17 +93,17 @@ impl Segment {
 
     /// Writes bytes at `offset`.
     pub fn store<const N: usize>(&self, offset: usize, bytes: [u8; N]) {
-        assert!(offset.checked_add(N).is_some_and(|end| end <= self.len));
+        assert!(offset.checked_add(N).is_some_and(|end| end <= self.len()));
         // SAFETY: as in `load`.
-        unsafe { self.ptr.add(offset).cast::<[u8; N]>().write_volatile(bytes) };
+        unsafe { self.ptr().add(offset).cast::<[u8; N]>().write_volatile(bytes) };
     }
 
     /// The 16-bit index at `offset`, shared with the guest's processors.
     fn index(&self, offset: usize) -> &AtomicU16 {
-        assert!(offset + 2 <= self.len && (self.ptr as usize + offset) % 2 == 0);
+        assert!(offset + 2 <= self.len() && (self.ptr() as usize + offset) % 2 == 0);
         // SAFETY: within the mapping and aligned; other parties access it as an atomic of the same size. The
         // reference does not outlive this thread's use of the ring, which ends before the region is unmapped.
-        unsafe { AtomicU16::from_ptr(self.ptr.add(offset).cast()) }
+        unsafe { AtomicU16::from_ptr(self.ptr().add(offset).cast()) }
     }
 
     /// Reads an index that the guest publishes: what it wrote before is visible after.
@@ -131,7 +142,9 @@ impl GuestMemory {
     /// Maps a region. The error names what is wrong with it.
     pub fn add(&mut self, guest: u64, user: u64, len: u64, offset: u64, file: File) -> Result<(), String> {
         let described = format!("memory region of {len:#x} bytes at guest address {guest:#x}");
-        let (Some(guest_end), Some(_), Ok(size)) = (guest.checked_add(len), user.checked_add(len), usize::try_from(len)) else {
+        let (Some(guest_end), Some(_), Ok(size)) =
+            (guest.checked_add(len), user.checked_add(len), usize::try_from(len))
+        else {
             return Err(format!("{described}: its end is beyond the address space"));
         };
         if len == 0 {
@@ -160,14 +173,20 @@ impl GuestMemory {
     }
 
     /// Number of regions.
-    pub fn len(&self) -> usize {
+    pub fn region_count(&self) -> usize {
         self.regions.len()
     }
 
     /// `len` bytes at `user`, an address of the front-end, if they lie in one region.
     pub fn at_user_address(&self, user: u64, len: usize) -> Option<Segment> {
         let region = self.regions.iter().find(|r| user >= r.user && user - r.user < r.len)?;
-        region.segment(user - region.user, len as u64).filter(|segment| segment.len == len)
+        region.segment(user - region.user, len as u64).filter(|segment| segment.len() == len)
+    }
+
+    /// `len` bytes at guest address `guest`, if they lie in one region.
+    pub fn at_guest_address(&self, guest: u64, len: usize) -> Option<Segment> {
+        let region = self.find(guest)?;
+        region.segment(guest - region.guest, len as u64).filter(|segment| segment.len() == len)
     }
 
     /// Appends the pieces that `len` bytes at guest address `guest` consist of; `false` if some are not mapped.
@@ -176,9 +195,9 @@ impl GuestMemory {
             let Some(region) = self.find(guest) else { return false };
             let Some(segment) = region.segment(guest - region.guest, len) else { return false };
             out.push(segment);
-            len -= segment.len as u64;
+            len -= segment.len() as u64;
             // A region's end is within the address space, so this does not overflow while bytes are left in it.
-            let Some(next) = guest.checked_add(segment.len as u64) else { return len == 0 };
+            let Some(next) = guest.checked_add(segment.len() as u64) else { return len == 0 };
             guest = next;
         }
         true
@@ -202,6 +221,6 @@ impl Region {
         let len = len.min(self.len.checked_sub(offset)?);
         // SAFETY: `offset` is not beyond the mapping's length.
         let ptr = unsafe { self.map.as_ptr().add(usize::try_from(offset).ok()?) };
-        Some(Segment { ptr, len: usize::try_from(len).ok()? })
+        Some(Segment::new(ptr, usize::try_from(len).ok()?))
     }
 }

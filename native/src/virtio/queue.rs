@@ -38,7 +38,8 @@ pub struct Layout {
 impl Layout {
     /// Finds the parts, whose addresses are the front-end's, in `memory`.
     pub fn resolve(memory: &GuestMemory, size: u16, desc: u64, avail: u64, used: u64) -> Option<Self> {
-        if size == 0 || size > MAX_SIZE || !size.is_power_of_two() || desc % 16 != 0 || avail % 2 != 0 || used % 4 != 0 {
+        if size == 0 || size > MAX_SIZE || !size.is_power_of_two() || desc % 16 != 0 || avail % 2 != 0 || used % 4 != 0
+        {
             return None;
         }
         let n = usize::from(size);
@@ -163,11 +164,7 @@ impl Queue {
                 if indirect || flags & DESC_NEXT != 0 || len == 0 || len as usize % DESC_LEN != 0 {
                     return None;
                 }
-                let mut pieces = Vec::with_capacity(1);
-                if !memory.resolve(addr, u64::from(len), &mut pieces) || pieces.len() != 1 {
-                    return None;
-                }
-                table = pieces[0];
+                table = memory.at_guest_address(addr, len as usize)?;
                 entries = u16::try_from(len as usize / DESC_LEN).ok().filter(|&n| n <= MAX_SIZE)?;
                 (indirect, index, left) = (true, 0, entries);
                 continue;

@@ -1,0 +1,249 @@
+//! Job: how a connection begins on the host's side: a client's CONNECT line, or the way to a listener for the guest.
+//! Before: the listening socket has a client, or the mux says that the guest asks for a port.
+//! After: the socket is open and belongs to a connection, or is closed with a counter that says why.
+//! Rules: nothing waits: a line that is not complete and a listener that is busy are states with a deadline.
+
+use super::hosts::Hosts;
+use super::poller::Token;
+use crate::events::Level;
+use crate::host::handshake::{MAX_LINE, Parsed, ok_line, parse};
+use crate::host::stream::{HostStream, Phase};
+use crate::ids::HostPort;
+use crate::slab::Id;
+use crate::timers::{MILLISECOND, SECOND};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, recv, send,
+    socket_with,
+};
+use std::os::fd::OwnedFd;
+
+/// How long a listener may let the guest wait with a full backlog: as long as Linux lets connect(2) wait by default.
+const LISTENER_TIMEOUT: u64 = 2 * SECOND;
+/// Clients accepted before others have their turn.
+const ACCEPTS: usize = 64;
+
+/// A descriptor kept back: with all others taken, clients can still be accepted to be turned away. Left alone, they
+/// would wake the thread for ever.
+#[derive(Debug)]
+pub struct Spare {
+    /// Never used: it is there to be closed.
+    _fd: Option<OwnedFd>,
+}
+
+impl Spare {
+    /// Takes one.
+    pub fn new() -> Self {
+        Self { _fd: open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok() }
+    }
+}
+
+impl Hosts {
+    // ---- clients ----
+
+    /// Takes in the clients that wait at the listening socket.
+    pub fn accept(&mut self, listener: &OwnedFd, now: u64) {
+        for _ in 0..ACCEPTS {
+            match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) if self.streams.len() >= self.max_streams => {
+                    drop(socket);
+                    self.turned_away(now, "too many connections");
+                }
+                Ok(socket) => {
+                    let host = self.insert(socket, Phase::Handshake, now);
+                    if let Some(host) = host {
+                        self.set_deadline(host, now + self.handshake_timeout);
+                        // Mostly the line is there already; where not, its arrival wakes us.
+                        self.read_request(host, now);
+                    }
+                }
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    self.spare = Spare { _fd: None };
+                    let refused = accept_with(listener, SocketFlags::CLOEXEC).map(drop);
+                    self.spare = Spare::new();
+                    // The kernel looks for a descriptor first and for a client second.
+                    if refused.is_err() {
+                        return;
+                    }
+                    self.turned_away(now, "out of file descriptors");
+                }
+                Err(Errno::CONNABORTED | Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// A connection was refused for want of something of ours.
+    fn turned_away(&mut self, now: u64, why: &str) {
+        self.stats.refused_limit.add(1);
+        self.log.limited(now, Level::Warning, || format!("a connection was refused: {why}"));
+    }
+
+    /// Reads as much of the CONNECT line as is there, and not a byte more.
+    pub(super) fn read_request(&mut self, host: Id, now: u64) {
+        let Some(stream) = self.streams.get(host) else { return };
+        let mut bytes = [0; MAX_LINE];
+        let got = match recv(&stream.fd, &mut bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK) {
+            Ok((_, got)) => got,
+            Err(Errno::AGAIN | Errno::INTR) if !stream.hung_up => return,
+            Err(_) => 0,
+        };
+        match parse(&bytes[..got]) {
+            Parsed::Incomplete if got > 0 && !stream.sends_no_more => {}
+            Parsed::Incomplete => {
+                self.stats.handshake_left.add(1);
+                self.close(host);
+            }
+            Parsed::Bad(why) => {
+                self.stats.handshake_bad.add(1);
+                self.log
+                    .limited(now, Level::Warning, || format!("a client was closed: instead of a CONNECT line, {why}"));
+                self.close(host);
+            }
+            Parsed::Connect { port, len } => {
+                // They are there, and nobody else reads.
+                let _ = recv(&stream.fd, &mut bytes[..len], RecvFlags::DONTWAIT);
+                if stream.hung_up {
+                    self.stats.handshake_left.add(1);
+                    return self.close(host);
+                }
+                self.clear_deadline(host);
+                if !self.running {
+                    self.stats.refused_not_running.add(1);
+                    return self.finish(host);
+                }
+                match self.mux.host_connects(port, host, now) {
+                    Some(conn) => {
+                        if let Some(stream) = self.streams.get_mut(host) {
+                            stream.phase = Phase::Requested(conn);
+                        }
+                    }
+                    None => self.finish(host),
+                }
+            }
+        }
+    }
+
+    /// The guest accepted: tells the client, and from here on bytes flow.
+    pub(super) fn greet(&mut self, host: Id, port: HostPort, now: u64) {
+        let Some(stream) = self.streams.get_mut(host) else { return };
+        let Phase::Requested(conn) = stream.phase else { return };
+        let line = ok_line(port);
+        // Nothing was ever written to this socket, so there is room, unless the client is gone.
+        match send(&stream.fd, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(sent) if sent == line.len() => {
+                stream.phase = Phase::Open(conn);
+                // It may have sent more right behind its line.
+                self.mux.host_readable(conn, now);
+            }
+            _ => {
+                self.stats.handshake_left.add(1);
+                self.broke(conn, host);
+            }
+        }
+    }
+
+    // ---- listeners ----
+
+    /// The guest asks for a port: connects to the listener of a host application.
+    pub(super) fn reach_listener(&mut self, conn: Id, port: HostPort, now: u64) {
+        if self.streams.len() >= self.max_streams {
+            self.turned_away(now, "too many connections");
+            return self.mux.host_refused(conn);
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = match socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) {
+            Ok(socket) => socket,
+            Err(error) => {
+                self.turned_away(now, &error.to_string());
+                return self.mux.host_refused(conn);
+            }
+        };
+        match connect_to(&socket, &self.uds_path, port) {
+            Ok(()) => {
+                if let Some(host) = self.insert(socket, Phase::Open(conn), now) {
+                    self.mux.set_host(conn, host);
+                    self.mux.host_accepted(conn);
+                } else {
+                    self.mux.host_refused(conn);
+                }
+            }
+            // Its backlog is full. An AF_UNIX socket does not tell when that changes.
+            Err(Errno::AGAIN) => {
+                let stream = HostStream::new(socket, Phase::Connecting(conn), now);
+                let host = self.streams.insert(stream);
+                self.mux.set_host(conn, host);
+                self.set_deadline(host, now + MILLISECOND);
+            }
+            Err(_) => {
+                self.stats.refused_no_listener.add(1);
+                self.mux.host_refused(conn);
+            }
+        }
+    }
+
+    /// Tries to reach a busy listener once more.
+    pub(super) fn try_again(&mut self, conn: Id, host: Id, now: u64) {
+        let (Some(stream), Some(port)) = (self.streams.get_mut(host), self.mux.host_port(conn)) else { return };
+        match connect_to(&stream.fd, &self.uds_path, port) {
+            Ok(()) => {
+                stream.phase = Phase::Open(conn);
+                if self.poller.add_edge(&stream.fd, Token::Host(host)).is_err() {
+                    self.turned_away(now, "it cannot be watched");
+                    self.mux.host_refused(conn);
+                    self.close(host);
+                    return;
+                }
+                self.mux.host_accepted(conn);
+            }
+            Err(Errno::AGAIN) if now.saturating_sub(stream.since) < LISTENER_TIMEOUT => {
+                stream.attempts = stream.attempts.saturating_add(1);
+                let wait = (MILLISECOND << stream.attempts.min(5)).min(20 * MILLISECOND);
+                self.set_deadline(host, now + wait);
+            }
+            Err(error) => {
+                let busy = error == Errno::AGAIN;
+                let counter = if busy { &self.stats.refused_backlog } else { &self.stats.refused_no_listener };
+                counter.add(1);
+                self.mux.host_refused(conn);
+                self.close(host);
+            }
+        }
+    }
+
+    // ---- the table ----
+
+    /// Adds a connected socket to the table and has it watched. `None`, with the socket closed, if that cannot be.
+    fn insert(&mut self, socket: OwnedFd, phase: Phase, now: u64) -> Option<Id> {
+        let host = self.streams.next_id();
+        if let Err(error) = self.poller.add_edge(&socket, Token::Host(host)) {
+            self.turned_away(now, &format!("its socket cannot be watched: {error}"));
+            return None;
+        }
+        self.streams.insert(HostStream::new(socket, phase, now));
+        Some(host)
+    }
+
+    /// Sets a socket's deadline.
+    fn set_deadline(&mut self, host: Id, at: u64) {
+        if let Some(stream) = self.streams.get_mut(host) {
+            self.timers.change(host, &mut stream.deadline, Some(at));
+        }
+    }
+
+    /// Takes a socket's deadline back.
+    fn clear_deadline(&mut self, host: Id) {
+        if let Some(stream) = self.streams.get_mut(host) {
+            self.timers.change(host, &mut stream.deadline, None);
+        }
+    }
+}
+
+/// Connects to the listener at `<path>_<port>`.
+fn connect_to(socket: &OwnedFd, path: &[u8], port: HostPort) -> Result<(), Errno> {
+    let mut full = Vec::with_capacity(path.len() + 11);
+    full.extend_from_slice(path);
+    full.extend_from_slice(format!("_{}", port.0).as_bytes());
+    connect(socket, &SocketAddrUnix::new(full)?)
+}

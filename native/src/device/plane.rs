@@ -1,0 +1,346 @@
+//! Job: the event loop of one VM's thread: who is served when.
+//! Before: `Device::start` spawns it.
+//! After: `session` gets messages, `from_guest` and `to_guest` move packets, `hosts` gets news of sockets.
+//! Rules: the only place that sleeps and the only one that reads the clock. Nothing it calls may wait. All guest memory
+//! is used in this thread alone, so a message that takes memory away finds nobody using it.
+
+use super::clients::Spare;
+use super::from_guest::FromGuestBatch;
+use super::hosts::Hosts;
+use super::poller::{Poller, Ready, Token};
+use super::to_guest::ToGuestBatch;
+use super::{Failure, Settings, Shared};
+use crate::events::{Kind, Level, Log};
+use crate::mux::{Config, Mux};
+use crate::packet::spec::{EVENT_QUEUE, RX_QUEUE, TX_QUEUE};
+use crate::slab::Slab;
+use crate::timers::{SECOND, Timers};
+use crate::vhost_user::session::{Effect, Session, Vring};
+use crate::vhost_user::wire::End;
+use crate::virtio::queue::RingError;
+use rustix::time::{ClockId, clock_gettime};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Rounds of moving packets before sockets and messages are looked at again.
+const ROUNDS: usize = 4;
+/// Messages of the front-end handled before others have their turn.
+const MESSAGES: usize = 64;
+/// How long a guest's driver may leave its receive queue empty. Linux fills it within moments of starting the device.
+const EMPTY_RINGS_AFTER: u64 = 2 * SECOND;
+
+/// What a plane is made of, all of which can fail; made before the thread is.
+pub struct Seeds {
+    /// Who it is for.
+    settings: Settings,
+    /// Where host applications connect.
+    listener: OwnedFd,
+    /// What it shares with its handle.
+    shared: Arc<Shared>,
+    /// Its way to the control plane.
+    log: Log,
+    /// Where it sleeps.
+    poller: Poller,
+}
+
+impl Seeds {
+    /// Watches what is there from the beginning.
+    pub fn new(settings: Settings, listener: OwnedFd, shared: Arc<Shared>, log: Log) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        poller.add_level(&shared.command, Token::Command)?;
+        poller.add_level(&listener, Token::Listener)?;
+        Ok(Self { settings, listener, shared, log, poller })
+    }
+
+    /// What the thread is called, in 15 bytes.
+    pub fn thread_name(&self) -> String {
+        let name: String = self.settings.name.chars().filter(char::is_ascii_graphic).take(12).collect();
+        format!("vs-{name}")
+    }
+}
+
+/// The thread's state.
+pub struct Plane {
+    /// What it shares with its handle.
+    shared: Arc<Shared>,
+    /// Who it is for.
+    settings: Settings,
+    /// Where host applications connect.
+    listener: OwnedFd,
+    /// Where it sleeps.
+    poller: Rc<Poller>,
+    /// All connections.
+    hosts: Hosts,
+    /// The attached front-end.
+    session: Option<Session>,
+    /// The kick descriptors that are being watched.
+    kicks: [Option<Arc<OwnedFd>>; EVENT_QUEUE],
+    /// When to find out whether the rings are shared at all.
+    diagnose_at: Option<u64>,
+    /// Memory of `from_guest`.
+    from_guest: FromGuestBatch,
+    /// Memory of `to_guest`.
+    to_guest: ToGuestBatch,
+    /// Nanoseconds of the monotonic clock, read after each sleep.
+    now: u64,
+}
+
+impl Plane {
+    /// Ready to [`run`](Self::run).
+    pub fn new(seeds: Seeds) -> Self {
+        let Seeds { settings, listener, shared, log, poller } = seeds;
+        let poller = Rc::new(poller);
+        let stats = Arc::clone(&shared.stats);
+        let config = Config {
+            guest_cid: settings.guest_cid,
+            buf_alloc: settings.buf_alloc,
+            connect_timeout: settings.connect_timeout,
+            max_connections: settings.max_connections,
+        };
+        let hosts = Hosts {
+            mux: Mux::new(config, Arc::clone(&stats)),
+            streams: Slab::default(),
+            timers: Timers::default(),
+            poller: Rc::clone(&poller),
+            stats,
+            log,
+            uds_path: settings.uds_path.clone(),
+            handshake_timeout: settings.handshake_timeout,
+            max_streams: settings.max_connections,
+            running: false,
+            spare: Spare::new(),
+        };
+        Self {
+            shared,
+            settings,
+            listener,
+            poller,
+            hosts,
+            session: None,
+            kicks: [None, None],
+            diagnose_at: None,
+            from_guest: FromGuestBatch::default(),
+            to_guest: ToGuestBatch::default(),
+            now: clock(),
+        }
+    }
+
+    /// Serves until told to stop.
+    pub fn run(mut self) -> io::Result<()> {
+        let mut ready = Vec::new();
+        let mut busy = false;
+        loop {
+            let timeout = if busy { Some(0) } else { self.until_next_deadline() };
+            self.poller.wait(timeout, &mut ready)?;
+            self.now = clock();
+            for &event in &ready {
+                self.on_ready(event);
+            }
+            if self.shared.stop.load(Ordering::Acquire) {
+                self.detach("the daemon stops");
+                return Ok(());
+            }
+            self.hosts.expire(self.now);
+            self.diagnose();
+            busy = self.move_packets();
+        }
+    }
+
+    /// How long there is nothing to do.
+    fn until_next_deadline(&self) -> Option<u64> {
+        let next = [self.hosts.next_deadline(), self.diagnose_at].into_iter().flatten().min()?;
+        Some(next.saturating_sub(clock()))
+    }
+
+    /// Something woke the thread.
+    fn on_ready(&mut self, ready: Ready) {
+        match ready.token {
+            Token::Command => {
+                let _ = rustix::io::read(&self.shared.command, &mut [0; 8]);
+                if let Some(front_end) = self.shared.take_front_end() {
+                    self.attach(front_end);
+                }
+            }
+            Token::Listener => self.hosts.accept(&self.listener, self.now),
+            Token::FrontEnd => self.read_messages(),
+            // Packets are looked for after every sleep.
+            Token::Kick(_) => self.hosts.stats.kicks.add(1),
+            Token::Host(host) => self.hosts.on_ready(host, ready, self.now),
+        }
+    }
+
+    // ---- the front-end ----
+
+    /// A front-end takes over.
+    fn attach(&mut self, front_end: OwnedFd) {
+        self.hosts.stats.attached.add(1);
+        self.hosts.log.state(Kind::Attached, Level::Info, "");
+        let session = Session::new(front_end, self.settings.guest_cid);
+        let watched = self.poller.add_level(session.wire.socket(), Token::FrontEnd);
+        self.session = Some(session);
+        if let Err(error) = watched {
+            self.detach(&format!("its socket cannot be watched: {error}"));
+        }
+    }
+
+    /// The front-end is gone, or has to go: forgets everything that it set up.
+    fn detach(&mut self, why: &str) {
+        let Some(session) = self.session.take() else { return };
+        for slot in &mut self.kicks {
+            if let Some(kick) = slot.take() {
+                self.poller.remove(&*kick);
+            }
+        }
+        self.poller.remove(session.wire.socket());
+        self.hosts.reset();
+        self.note_running(false);
+        drop(session);
+        // Whoever hears that it is gone may attach the next.
+        self.shared.busy.store(false, Ordering::Release);
+        self.hosts.log.state(Kind::Detached, Level::Info, why);
+    }
+
+    /// The front-end said something, or closed its socket.
+    fn read_messages(&mut self) {
+        for _ in 0..MESSAGES {
+            let Some(session) = &mut self.session else { return };
+            match session.step() {
+                Ok(None) => return,
+                Ok(Some(effect)) => {
+                    if effect == Effect::Reset {
+                        self.hosts.reset();
+                    }
+                    if let Err(error) = self.watch_kicks() {
+                        return self.throw_out(&format!("its kick descriptor cannot be watched: {error}"));
+                    }
+                    let running = self.session.as_ref().is_some_and(Session::running);
+                    self.note_running(running);
+                }
+                Err(End::Closed) => return self.detach("it closed the vhost-user socket"),
+                Err(End::Broken(reason)) => return self.throw_out(&reason),
+            }
+        }
+    }
+
+    /// The front-end or its guest broke the rules.
+    fn throw_out(&mut self, why: &str) {
+        self.hosts.stats.front_end_errors.add(1);
+        self.hosts.log.line(Level::Error, || format!("front-end thrown out: {why}"));
+        self.detach(why);
+    }
+
+    /// Watches the kick descriptors of the rings that have one now, and no others.
+    fn watch_kicks(&mut self) -> rustix::io::Result<()> {
+        let Some(session) = &self.session else { return Ok(()) };
+        for (index, (watched, vring)) in (0..).zip(self.kicks.iter_mut().zip(&session.vrings)) {
+            let same = match (&*watched, &vring.kick) {
+                (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+                (old, new) => old.is_none() && new.is_none(),
+            };
+            if same {
+                continue;
+            }
+            if let Some(old) = watched.take() {
+                self.poller.remove(&*old);
+            }
+            if let Some(new) = &vring.kick {
+                self.poller.add_edge(&**new, Token::Kick(index))?;
+                *watched = Some(Arc::clone(new));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the control plane when the rings start and stop.
+    fn note_running(&mut self, running: bool) {
+        if std::mem::replace(&mut self.hosts.running, running) == running {
+            return;
+        }
+        let kind = if running { Kind::Started } else { Kind::Stopped };
+        self.hosts.log.state(kind, Level::Info, "");
+        self.diagnose_at = running.then(|| self.now.saturating_add(EMPTY_RINGS_AFTER));
+    }
+
+    /// Says so if the guest's memory is not really shared: its rings then stay empty for ever, without any error.
+    fn diagnose(&mut self) {
+        if self.diagnose_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        self.diagnose_at = None;
+        let Some(session) = &self.session else { return };
+        if session.vrings[RX_QUEUE].queue.as_ref().is_some_and(super::super::virtio::queue::Queue::never_used) {
+            self.hosts.log.line(Level::Warning, || {
+                "the guest's driver runs, but its rings stay empty: the guest's memory is probably not shared. Give QEMU \
+                 share=on: -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem"
+                    .into()
+            });
+        }
+    }
+
+    // ---- packets ----
+
+    /// Moves packets both ways; whether there is more to do at once.
+    fn move_packets(&mut self) -> bool {
+        for _ in 0..ROUNDS {
+            match self.round() {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(failure) => {
+                    self.throw_out(&describe(&failure));
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// One round: packets from the guest, packets to the guest, one publication and at most one interrupt for each.
+    /// Whether there is, or may be, more.
+    fn round(&mut self) -> Result<bool, Failure> {
+        let Some(session) = self.session.as_mut().filter(|session| session.running()) else { return Ok(false) };
+        let [rx_ring, tx_ring, ..] = &mut session.vrings;
+        let (Some(rx), Some(tx)) = (&mut rx_ring.queue, &mut tx_ring.queue) else { return Ok(false) };
+        let mut progress = self.from_guest.drain(tx, &session.memory, &mut self.hosts, self.now)?;
+        let filled = self.to_guest.fill(rx, &session.memory, &mut self.hosts, self.now)?;
+        progress |= filled.progress;
+        if !progress {
+            // Before sleeping, ask to be woken, and look once more for what came in between. With its answers stuck
+            // here, a guest's packets wait until it gives us buffers.
+            progress |= !self.hosts.mux.replies_full() && tx.want_kick()?;
+            progress |= filled.starved && rx.want_kick()?;
+        }
+        for (queue, ring) in [(RX_QUEUE, rx_ring), (TX_QUEUE, tx_ring)] {
+            debug_assert!(queue < EVENT_QUEUE);
+            publish(ring, &self.hosts);
+        }
+        Ok(progress)
+    }
+}
+
+/// Makes the chains that were given back visible to the guest, and interrupts it if it wants that.
+fn publish(ring: &mut Vring, hosts: &Hosts) {
+    if ring.queue.as_mut().is_some_and(crate::virtio::queue::Queue::publish) {
+        if let Some(call) = &ring.call {
+            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
+            hosts.stats.interrupts.add(1);
+        }
+    }
+}
+
+/// What a failure is to people.
+fn describe(failure: &Failure) -> String {
+    match failure {
+        Failure::Ring(RingError::AvailableIndex) => "the guest's driver moved an available index too far".into(),
+        Failure::Ring(RingError::Head) => "the guest's driver made a descriptor available that does not exist".into(),
+        Failure::Memory => "guest memory that was shared cannot be accessed any more".into(),
+    }
+}
+
+/// The monotonic clock, in nanoseconds.
+fn clock() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * SECOND + u64::try_from(now.tv_nsec).unwrap_or(0)
+}

@@ -1,0 +1,173 @@
+//! Job: news for the control plane: log lines and changes of a device's life.
+//! Before: device threads push.
+//! After: one eventfd becomes readable; `ffi` hands the events out one by one.
+//! Rules: bounded: what nobody reads is dropped and counted, never waited for. Repeated warnings are thinned out.
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{read, write};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Events that wait at most.
+const CAPACITY: usize = 4096;
+
+/// How important an event is; the numbers are those of Python's logging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Level {
+    /// For those who look for a fault.
+    Debug = 10,
+    /// For those who want to know what happens.
+    Info = 20,
+    /// Somebody else's mistake.
+    Warning = 30,
+    /// Something does not work.
+    Error = 40,
+}
+
+/// What an event is about; the numbers are part of the C interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// A log line.
+    Log = 0,
+    /// A front-end took over the device.
+    Attached = 1,
+    /// The front-end is gone.
+    Detached = 2,
+    /// Both rings run.
+    Started = 3,
+    /// They do not any more.
+    Stopped = 4,
+    /// The device's thread ended by a fault of its own.
+    Fault = 5,
+}
+
+/// One piece of news.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// The device that it is about.
+    pub device: u64,
+    /// What it is about.
+    pub kind: Kind,
+    /// How important it is.
+    pub level: Level,
+    /// For people.
+    pub text: String,
+}
+
+/// The queue between all devices and their control plane.
+#[derive(Debug)]
+pub struct Events {
+    /// Waiting events.
+    queue: Mutex<VecDeque<Event>>,
+    /// Readable while events wait.
+    signal: OwnedFd,
+    /// Log lines below this level are not made.
+    level: AtomicU32,
+}
+
+impl Events {
+    /// An empty queue.
+    pub fn new() -> std::io::Result<Self> {
+        let signal = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self { queue: Mutex::default(), signal, level: AtomicU32::new(Level::Info as u32) })
+    }
+
+    /// The descriptor to wait on.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.signal.as_fd()
+    }
+
+    /// Sets the level below which log lines are not made.
+    pub fn set_level(&self, level: u32) {
+        self.level.store(level, Ordering::Relaxed);
+    }
+
+    /// Whether a log line of this level would be read.
+    pub fn wants(&self, level: Level) -> bool {
+        level as u32 >= self.level.load(Ordering::Relaxed)
+    }
+
+    /// Adds an event. A log line that finds the queue full is dropped; a change of state takes the oldest one's place.
+    pub fn push(&self, event: Event) {
+        let mut queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if queue.len() >= CAPACITY {
+            if event.kind == Kind::Log {
+                return;
+            }
+            queue.pop_front();
+        }
+        queue.push_back(event);
+        drop(queue);
+        let _ = write(&self.signal, &1_u64.to_ne_bytes());
+    }
+
+    /// Takes the oldest event out.
+    pub fn pop(&self) -> Option<Event> {
+        let mut queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let event = queue.pop_front();
+        if event.is_none() {
+            // Under the lock, so that a push in between signals anew.
+            let _ = read(&self.signal, &mut [0; 8]);
+        }
+        event
+    }
+}
+
+/// One device's way to the queue, thinning out what others can cause at will.
+#[derive(Debug)]
+pub struct Log {
+    /// The queue.
+    events: std::sync::Arc<Events>,
+    /// The device.
+    device: u64,
+    /// When the current window of warnings began, in nanoseconds.
+    window: u64,
+    /// Warnings in it.
+    count: u32,
+}
+
+/// Length of a window of warnings.
+const WINDOW: u64 = 10 * crate::timers::SECOND;
+/// Warnings in one window.
+const PER_WINDOW: u32 = 10;
+
+impl Log {
+    /// The log of `device`.
+    pub fn new(events: std::sync::Arc<Events>, device: u64) -> Self {
+        Self { events, device, window: 0, count: 0 }
+    }
+
+    /// A change in the device's life.
+    pub fn state(&self, kind: Kind, level: Level, text: impl Into<String>) {
+        self.events.push(Event { device: self.device, kind, level, text: text.into() });
+    }
+
+    /// A line that only the operator or ourselves can cause.
+    pub fn line(&self, level: Level, text: impl FnOnce() -> String) {
+        if self.events.wants(level) {
+            self.state(Kind::Log, level, text());
+        }
+    }
+
+    /// A line that a guest or a host application can cause at any rate.
+    pub fn limited(&mut self, now: u64, level: Level, text: impl FnOnce() -> String) {
+        if !self.events.wants(level) {
+            return;
+        }
+        if now.saturating_sub(self.window) >= WINDOW {
+            let suppressed = self.count.saturating_sub(PER_WINDOW);
+            if suppressed > 0 {
+                self.state(Kind::Log, level, format!("{suppressed} more such messages in the last 10 s were left out"));
+            }
+            (self.window, self.count) = (now, 0);
+        }
+        self.count += 1;
+        if self.count <= PER_WINDOW {
+            self.state(Kind::Log, level, text());
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Job: every function that Python calls, and nothing else.
+//! Before: vhostvsock/native.py, through cffi. After: `device` and `events`.
+//! Rules: each export goes through [`guard()`]; returns a status and writes results through pointers; hands out numbers,
+//! never pointers. All may be called from any thread at any time. The C header is made from this file.
+// UNSAFETY: exports are found by name and take the caller's pointers.
+#![allow(unsafe_code)]
+
+mod guard;
+mod handle;
+
+use crate::device::{Device, Settings};
+use crate::events::Events;
+use crate::ids::GuestCid;
+use crate::stats::Stats;
+use crate::timers::MILLISECOND;
+use guard::{ERR_BUSY, ERR_PANIC, Failed, copy_text, guard};
+use std::ffi::{CStr, c_char};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+pub use guard::VhvError;
+
+/// One event, as read by [`vhv_next_event`].
+#[repr(C)]
+pub struct VhvEvent {
+    /// Handle of the device that it is about.
+    pub device: u64,
+    /// What it is about: 0 a log line, 1 front-end attached, 2 detached, 3 rings started, 4 stopped, 5 fault.
+    pub kind: u32,
+    /// How important it is, in the numbers of Python's logging.
+    pub level: u32,
+    /// For people, UTF-8 with a NUL at the end.
+    pub text: [c_char; 496],
+}
+
+/// What a device is made of. Zero stands for the default where nothing else is said.
+#[repr(C)]
+pub struct VhvDeviceConfig {
+    /// The VM's name, for the thread's.
+    pub name: *const c_char,
+    /// `<uds_path>_<port>` is where the guest finds host applications. Any bytes but NUL.
+    pub uds_path: *const c_char,
+    /// The guest's CID, 3 to 0xfffffffe; zero is not allowed.
+    pub guest_cid: u64,
+    /// A UNIX stream socket that listens and does not block. The device keeps a copy of its own.
+    pub hybrid_listener: i32,
+    /// Receive window of each connection, in bytes.
+    pub buf_alloc: u32,
+    /// Connections that may exist at once.
+    pub max_connections: u32,
+    /// How long a client may take for its CONNECT line.
+    pub handshake_timeout_ms: u32,
+    /// How long the guest may take to answer a request for a connection.
+    pub connect_timeout_ms: u32,
+}
+
+/// What a device counted, in the order of the names that [`vhv_stat_name`] tells.
+#[repr(C)]
+pub struct VhvStats {
+    /// How many values there are.
+    pub count: u32,
+    /// The values.
+    pub values: [u64; 64],
+}
+
+/// What a pointer points to, or the failure of one that is null.
+///
+/// # Safety
+///
+/// `pointer` is null or points to a `T` that nobody else uses during the call.
+unsafe fn out<'a, T>(pointer: *mut T, what: &str) -> Result<&'a mut T, Failed> {
+    // SAFETY: the caller's promise.
+    unsafe { pointer.as_mut() }.ok_or_else(|| Failed::argument(format!("{what} is a null pointer")))
+}
+
+/// A text that C passed.
+///
+/// # Safety
+///
+/// `pointer` is null or points to bytes that end with a NUL.
+unsafe fn text<'a>(pointer: *const c_char, what: &str) -> Result<&'a CStr, Failed> {
+    if pointer.is_null() {
+        return Err(Failed::argument(format!("{what} is a null pointer")));
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { CStr::from_ptr(pointer) })
+}
+
+/// `value`, or the default where it is zero.
+fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
+    if value == T::default() { default } else { value }
+}
+
+/// Makes an engine: the queue of events of the devices that it will have. `event_fd` gets an eventfd that is readable
+/// while events wait; it belongs to the engine.
+///
+/// # Safety
+///
+/// Pointers are null or point to what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_engine_new(engine: *mut u64, event_fd: *mut i32, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise, here and below.
+    unsafe {
+        guard(err, || {
+            let (engine, event_fd) = (out(engine, "engine")?, out(event_fd, "event_fd")?);
+            let events = Arc::new(Events::new()?);
+            let number = handle::reserve();
+            (*engine, *event_fd) = (number, events.fd().as_raw_fd());
+            handle::put_engine(number, events);
+            Ok(0)
+        })
+    }
+}
+
+/// Ends an engine with all its devices; waits for their threads.
+///
+/// # Safety
+///
+/// `err` is null or points to a record.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_engine_free(engine: u64, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard(err, || {
+            drop(handle::take_engine(engine)?);
+            Ok(0)
+        })
+    }
+}
+
+/// Has log lines below `level` (Python's numbers) not made at all.
+///
+/// # Safety
+///
+/// `err` is null or points to a record.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_engine_set_log_level(engine: u64, level: u32, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard(err, || {
+            handle::engine(engine)?.set_level(level);
+            Ok(0)
+        })
+    }
+}
+
+/// Takes the oldest event out of the queue: 1 if there was one, 0 if not.
+///
+/// # Safety
+///
+/// Pointers are null or point to what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_next_event(engine: u64, event: *mut VhvEvent, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard(err, || {
+            let record = out(event, "event")?;
+            let Some(event) = handle::engine(engine)?.pop() else { return Ok(0) };
+            (record.device, record.kind, record.level) = (event.device, event.kind as u32, event.level as u32);
+            copy_text(&event.text, &mut record.text);
+            Ok(1)
+        })
+    }
+}
+
+/// Starts a device with a thread of its own. It serves clients of the listener from now on, and a guest once a
+/// front-end is attached.
+///
+/// # Safety
+///
+/// Pointers, those in `config` too, are null or point to what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_device_new(
+    engine: u64,
+    config: *const VhvDeviceConfig,
+    device: *mut u64,
+    err: *mut VhvError,
+) -> i32 {
+    // SAFETY: the caller's promise, here and below.
+    unsafe {
+        guard(err, || {
+            let device = out(device, "device")?;
+            let config = config.as_ref().ok_or_else(|| Failed::argument("config is a null pointer"))?;
+            let events = handle::engine(engine)?;
+            let settings = settings(config)?;
+            if config.hybrid_listener < 0 {
+                return Err(Failed::argument("hybrid_listener is no file descriptor"));
+            }
+            // A number that is no descriptor makes the copy fail.
+            let listener = BorrowedFd::borrow_raw(config.hybrid_listener).try_clone_to_owned()?;
+            let number = handle::reserve();
+            let made = Device::start(number, settings, listener, events)?;
+            handle::put_device(number, made, engine)?;
+            *device = number;
+            Ok(0)
+        })
+    }
+}
+
+/// Reads a device's configuration.
+///
+/// # Safety
+///
+/// Pointers in `config` are null or point to what their types say.
+unsafe fn settings(config: &VhvDeviceConfig) -> Result<Settings, Failed> {
+    let cid = GuestCid::new(config.guest_cid)
+        .ok_or_else(|| Failed::argument(format!("no guest can have CID {}", config.guest_cid)))?;
+    // SAFETY: the caller's promise, for both.
+    let (name, path) = unsafe { (text(config.name, "name")?, text(config.uds_path, "uds_path")?) };
+    let default = Settings::new(&name.to_string_lossy(), cid, path.to_bytes());
+    let nanoseconds = |ms: u32| u64::from(ms) * MILLISECOND;
+    Ok(Settings {
+        buf_alloc: or_default(config.buf_alloc, default.buf_alloc),
+        max_connections: or_default(config.max_connections as usize, default.max_connections),
+        handshake_timeout: or_default(nanoseconds(config.handshake_timeout_ms), default.handshake_timeout),
+        connect_timeout: or_default(nanoseconds(config.connect_timeout_ms), default.connect_timeout),
+        ..default
+    })
+}
+
+/// Hands a connected vhost-user socket to a device, which owns it from now on, also where the call fails.
+///
+/// # Safety
+///
+/// `fd` is a descriptor that the caller gives away; `err` is null or points to a record.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_device_attach(device: u64, fd: i32, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise, here and below.
+    unsafe {
+        guard(err, || {
+            if fd < 0 {
+                return Err(Failed::argument("fd is no file descriptor"));
+            }
+            let front_end = OwnedFd::from_raw_fd(fd);
+            let device = handle::device(device)?;
+            device.attach(front_end).map_err(|_| Failed::new(ERR_BUSY, "another front-end is attached"))?;
+            Ok(0)
+        })
+    }
+}
+
+/// Reads a device's counters.
+///
+/// # Safety
+///
+/// Pointers are null or point to what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_device_stats(device: u64, stats: *mut VhvStats, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard(err, || {
+            let record = out(stats, "stats")?;
+            let values = handle::device(device)?.counters().values();
+            record.count = u32::try_from(values.len()).map_err(|_| Failed::new(ERR_PANIC, "too many counters"))?;
+            record.values[..values.len()].copy_from_slice(&values);
+            Ok(0)
+        })
+    }
+}
+
+/// The name of the counter at `index`, which lives as long as the process, or null where there is none.
+#[unsafe(no_mangle)]
+pub extern "C" fn vhv_stat_name(index: u32) -> *const c_char {
+    Stats::NAMES.get(index as usize).map_or(std::ptr::null(), |name| name.as_ptr())
+}
+
+/// Ends a device: resets its connections, waits for its thread.
+///
+/// # Safety
+///
+/// `err` is null or points to a record.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_device_free(device: u64, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard(err, || {
+            drop(handle::take_device(device)?);
+            Ok(0)
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! Job: the two calls that move payload between a socket and guest memory, without a copy in between.
+//! Before: `device` has the pieces of guest memory.
+//! After: the kernel has read or written them.
+//! Rules: never blocks, never raises SIGPIPE.
+// UNSAFETY: the kernel gets pointers to guest memory, of which no slice can be made.
+#![allow(unsafe_code)]
+
+use crate::virtio::memory::Segment;
+use rustix::io::Errno;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// How many pieces one call takes (`UIO_MAXIOV`).
+pub const MAX_PIECES: usize = 1024;
+
+/// The result of a call on a socket that does not block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// So many bytes. For [`receive`], 0 is the end of the stream.
+    Bytes(usize),
+    /// So many bytes received, after which the socket was empty.
+    Last(usize),
+    /// Not now.
+    WouldBlock,
+    /// The socket's other end is gone or does not take part any more.
+    Closed,
+    /// The guest's memory cannot be accessed.
+    BadMemory,
+}
+
+/// A message of these pieces.
+fn message(pieces: &[Segment]) -> libc::msghdr {
+    // SAFETY: msghdr is plain data, for which zeroes are valid.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = Segment::iovecs(pieces).cast_mut();
+    message.msg_iovlen = pieces.len().min(MAX_PIECES);
+    message
+}
+
+/// Sends the pieces, all or the first part.
+pub fn send(socket: &OwnedFd, pieces: &[Segment]) -> Moved {
+    let message = message(pieces);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    loop {
+        // SAFETY: `message` points to `pieces`, which outlive the call and which the kernel only reads; each points to
+        // memory that is mapped or makes the kernel answer EFAULT.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
+        if let Some(moved) = outcome(sent) {
+            return moved;
+        }
+    }
+}
+
+/// Receives into the pieces, which hold `room` bytes.
+pub fn receive(socket: &OwnedFd, pieces: &[Segment], room: usize) -> Moved {
+    let mut message = message(pieces);
+    loop {
+        // SAFETY: as in `send`; the memory is shared with the guest, so that the kernel's writing to it breaks no
+        // assumption of ours.
+        let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+        // A short read means an empty queue, with one exception: the kernel stops behind descriptors that were passed
+        // along, and says that they were cut off.
+        let whole = message.msg_flags & libc::MSG_CTRUNC == 0;
+        match outcome(received) {
+            Some(Moved::Bytes(bytes)) if 0 < bytes && bytes < room && whole => return Moved::Last(bytes),
+            Some(moved) => return moved,
+            None => {}
+        }
+    }
+}
+
+/// Judges the result of a call; `None` if it is to be repeated.
+fn outcome(result: isize) -> Option<Moved> {
+    if let Ok(bytes) = usize::try_from(result) {
+        return Some(Moved::Bytes(bytes));
+    }
+    let error = std::io::Error::last_os_error();
+    match Errno::from_io_error(&error) {
+        Some(Errno::INTR) => None,
+        Some(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => Some(Moved::WouldBlock),
+        Some(Errno::FAULT) => Some(Moved::BadMemory),
+        _ => Some(Moved::Closed),
+    }
+}

@@ -1,0 +1,5 @@
+//! The host's side of the device: sockets of host applications.
+
+pub mod handshake;
+pub mod io;
+pub mod stream;

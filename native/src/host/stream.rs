@@ -1,0 +1,157 @@
+//! Job: the socket of one host application, with the bytes that it was too slow to take.
+//! Before: `device` accepted it or connected it.
+//! After: bytes of the guest are in it, or it is closed.
+//! Rules: never blocks. The backlog is bounded by the guest's credit; its memory is there only while it is needed.
+
+use super::io::Moved;
+use crate::slab::Id;
+use crate::virtio::memory::Segment;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use std::os::fd::OwnedFd;
+
+/// What the socket is for at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// A client that has not sent its CONNECT line.
+    Handshake,
+    /// A client whose connection the guest has not accepted.
+    Requested(Id),
+    /// The listener of a host application is being reached for the guest; its backlog was full so far.
+    Connecting(Id),
+    /// Bytes flow.
+    Open(Id),
+    /// The connection is gone; the backlog is being delivered, then the socket is closed.
+    Draining,
+}
+
+/// Bytes that wait for the host application.
+#[derive(Debug, Default)]
+struct Backlog {
+    /// All of them, with those in front that were sent.
+    bytes: Vec<u8>,
+    /// How many in front were sent.
+    sent: usize,
+}
+
+/// The socket of one host application.
+#[derive(Debug)]
+pub struct HostStream {
+    /// The socket, connected or to be connected, non-blocking.
+    pub fd: OwnedFd,
+    /// What it is for.
+    pub phase: Phase,
+    /// The application closed its socket altogether.
+    pub hung_up: bool,
+    /// The application does not send any more; what it sent before may still be unread.
+    pub sends_no_more: bool,
+    /// The application does not receive any more.
+    pub deaf: bool,
+    /// The guest does not send any more: to be passed on once the backlog is delivered.
+    pub end_after_backlog: bool,
+    /// The event loop was asked to tell when there is room.
+    pub watches_room: bool,
+    /// Receive buffers filled in one go last time, as a guess for the next.
+    pub burst: u16,
+    /// Attempts to reach a listener whose backlog is full.
+    pub attempts: u16,
+    /// When the phase began, in nanoseconds.
+    pub since: u64,
+    /// When to look after it, in nanoseconds.
+    pub deadline: Option<u64>,
+    /// Bytes of the guest that the application has not taken.
+    backlog: Option<Box<Backlog>>,
+}
+
+impl HostStream {
+    /// A socket in a phase.
+    pub fn new(fd: OwnedFd, phase: Phase, now: u64) -> Self {
+        Self {
+            fd,
+            phase,
+            hung_up: false,
+            sends_no_more: false,
+            deaf: false,
+            end_after_backlog: false,
+            watches_room: false,
+            burst: 1,
+            attempts: 0,
+            since: now,
+            deadline: None,
+            backlog: None,
+        }
+    }
+
+    /// The connection that it belongs to.
+    pub fn conn(&self) -> Option<Id> {
+        match self.phase {
+            Phase::Requested(conn) | Phase::Connecting(conn) | Phase::Open(conn) => Some(conn),
+            Phase::Handshake | Phase::Draining => None,
+        }
+    }
+
+    /// Whether bytes wait.
+    pub fn has_backlog(&self) -> bool {
+        self.backlog.is_some()
+    }
+
+    /// Keeps for later what these pieces hold behind their first `skip` bytes.
+    pub fn keep(&mut self, pieces: &[Segment], mut skip: usize) {
+        let backlog = self.backlog.get_or_insert_default();
+        backlog.bytes.drain(..std::mem::take(&mut backlog.sent));
+        for piece in pieces {
+            let passed = skip.min(piece.len());
+            skip -= passed;
+            let rest = piece.split_at(passed).1;
+            let old = backlog.bytes.len();
+            backlog.bytes.resize(old + rest.len(), 0);
+            rest.read(&mut backlog.bytes[old..]);
+        }
+        if backlog.bytes.is_empty() {
+            self.backlog = None;
+        }
+    }
+
+    /// Forgets what waits; returns how much it was.
+    pub fn drop_backlog(&mut self) -> usize {
+        self.backlog.take().map_or(0, |backlog| backlog.bytes.len() - backlog.sent)
+    }
+
+    /// Sends what waits, as much as goes: how much that was, or [`Moved::Closed`].
+    pub fn flush(&mut self) -> Moved {
+        let Some(backlog) = &mut self.backlog else { return Moved::Bytes(0) };
+        let before = backlog.sent;
+        while backlog.sent < backlog.bytes.len() {
+            match send(&self.fd, &backlog.bytes[backlog.sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(sent) => backlog.sent += sent,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => return Moved::Bytes(backlog.sent - before),
+                Err(_) => return Moved::Closed,
+            }
+        }
+        let sent = backlog.sent - before;
+        self.backlog = None;
+        Moved::Bytes(sent)
+    }
+
+    /// Passes the guest's end on, if it is time.
+    pub fn end_if_delivered(&mut self) {
+        if self.end_after_backlog && self.backlog.is_none() {
+            self.end_after_backlog = false;
+            self.close_half(Shutdown::Write);
+        }
+    }
+
+    /// Closes a direction. One that is closed already, or a peer that is gone, is no error.
+    pub fn close_half(&self, how: Shutdown) {
+        let _ = shutdown(&self.fd, how);
+    }
+
+    /// Ends the conversation so that the application sees the end of the stream, as a connection of the kernel's would
+    /// show it. Closed with unread bytes in it, the socket would show it ECONNRESET instead.
+    pub fn finish(self) {
+        self.close_half(Shutdown::Both);
+        let mut scratch = [0_u8; 16384];
+        while let Ok((_, 1..)) = recv(&self.fd, &mut scratch, RecvFlags::DONTWAIT) {}
+    }
+}
