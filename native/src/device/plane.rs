@@ -12,12 +12,12 @@ use super::to_guest::ToGuestBatch;
 use super::{Failure, Settings, Shared};
 use crate::events::{Kind, Level, Log};
 use crate::mux::{Config, Mux};
-use crate::packet::spec::{EVENT_QUEUE, RX_QUEUE, TX_QUEUE};
+use crate::packet::spec::{EVENT_QUEUE, RX_QUEUE};
 use crate::slab::Slab;
 use crate::timers::{SECOND, Timers};
 use crate::vhost_user::session::{Effect, Session, Vring};
 use crate::vhost_user::wire::End;
-use crate::virtio::queue::RingError;
+use crate::virtio::queue::{Queue, RingError};
 use rustix::time::{ClockId, clock_gettime};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -271,7 +271,7 @@ impl Plane {
         }
         self.diagnose_at = None;
         let Some(session) = &self.session else { return };
-        if session.vrings[RX_QUEUE].queue.as_ref().is_some_and(super::super::virtio::queue::Queue::never_used) {
+        if session.vrings[RX_QUEUE].queue.as_ref().is_some_and(Queue::never_used) {
             self.hosts.log.line(Level::Warning, || {
                 "the guest's driver runs, but its rings stay empty: the guest's memory is probably not shared. Give QEMU \
                  share=on: -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem"
@@ -312,17 +312,15 @@ impl Plane {
             progress |= !self.hosts.mux.replies_full() && tx.want_kick()?;
             progress |= filled.starved && rx.want_kick()?;
         }
-        for (queue, ring) in [(RX_QUEUE, rx_ring), (TX_QUEUE, tx_ring)] {
-            debug_assert!(queue < EVENT_QUEUE);
-            publish(ring, &self.hosts);
-        }
+        publish(rx_ring, &self.hosts);
+        publish(tx_ring, &self.hosts);
         Ok(progress)
     }
 }
 
 /// Makes the chains that were given back visible to the guest, and interrupts it if it wants that.
 fn publish(ring: &mut Vring, hosts: &Hosts) {
-    if ring.queue.as_mut().is_some_and(crate::virtio::queue::Queue::publish) {
+    if ring.queue.as_mut().is_some_and(Queue::publish) {
         if let Some(call) = &ring.call {
             let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
             hosts.stats.interrupts.add(1);

@@ -60,6 +60,8 @@ impl ToGuestBatch {
         now: u64,
     ) -> Result<Filled, Failure> {
         let mut filled = Filled::default();
+        // Of interest only when there is none.
+        queue.no_kicks();
         for _ in 0..TURNS {
             if !hosts.mux.has_to_guest() {
                 break;

@@ -330,15 +330,13 @@ impl Session {
         self.memory.add(guest, user, len, offset, File::from(fd)).or_else(broken)
     }
 
-    /// Finds the running rings in the changed memory. One whose memory is gone stops: the front-end takes memory away
-    /// only from a ring that it is about to set up anew.
+    /// Finds the rings in the changed memory. One whose memory is gone rests until that is back: a front-end may take a
+    /// region away only to share it anew with another length.
     fn remap(&mut self) -> Result<Effect, End> {
         for index in 0..QUEUES {
-            if self.vrings[index].queue.is_some() {
-                self.vrings[index].base = self.pause(index);
-                if self.layout(index).is_some() {
-                    self.start_if_ready(index)?;
-                }
+            self.vrings[index].base = self.pause(index);
+            if self.layout(index).is_some() {
+                self.start_if_ready(index)?;
             }
         }
         Ok(Effect::Rings)

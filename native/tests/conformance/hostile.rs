@@ -1,0 +1,165 @@
+//! Guests that break their rings: they lose their device, nobody else anything, and the next guest is served.
+
+use crate::rig::{Rig, open_from_guest, open_from_host};
+use vhostvsock_native::events::Kind;
+use vsock_driver::guest::Guest;
+use vsock_driver::header::op;
+use vsock_driver::ring::{INDIRECT, NEXT, Piece, Ring, WRITE};
+
+/// A guest breaks its ring beyond repair: it is thrown out, and another one works.
+#[track_caller]
+fn assert_fatal(break_it: impl FnOnce(&mut Guest)) {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    break_it(&mut guest);
+    assert!(guest.front.is_thrown_out());
+    rig.wait_event(Kind::Detached);
+    let mut guest = rig.boot();
+    open_from_host(&rig, &mut guest, 80);
+}
+
+/// A guest offers a chain that cannot be followed: it gets it back, and everything else works.
+#[track_caller]
+fn assert_bad_chain(build: impl FnOnce(&mut Guest, u16)) {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let listener = rig.listen(1000);
+    let _stream = open_from_guest(&mut guest, &listener, 5000, 1000);
+    guest.flush();
+    // Adds a sound chain, so that the ring knows its head, and spoils it before the device sees it.
+    assert!(guest.tx.add(&[Piece { addr: 0, len: 44 }], false, 0));
+    let slot = usize::from(guest.tx.avail_index() % guest.tx.size);
+    let mut head = [0; 2];
+    guest.tx.avail.read(4 + slot * 2, &mut head);
+    build(&mut guest, u16::from_le_bytes(head));
+    guest.tx.publish_and_kick();
+    rig.wait_stats("counted", |s| s.bad_chains == 1);
+    assert!(guest.tx.wait(vsock_driver::deadline::Deadline::patient()));
+    assert_eq!(guest.tx.pop().map(|used| used.len), Some(0));
+    guest.say(op::CREDIT_REQUEST, 5000, 1000);
+    guest.expect(op::CREDIT_UPDATE);
+    open_from_host(&rig, &mut guest, 80);
+}
+
+/// A place in guest memory for an indirect table.
+fn table(guest: &mut Guest, descriptors: usize) -> vsock_driver::memory::Window {
+    guest.memory.alloc(descriptors * 16, 16)
+}
+
+#[test]
+fn available_index_that_jumps_further_than_the_ring_is_long_is_fatal() {
+    for jump in [129, 1000, 32_768, 65_535] {
+        assert_fatal(|guest| {
+            guest.tx.avail.store(2, guest.tx.avail_index().wrapping_add(jump));
+            guest.tx.kick();
+        });
+    }
+    assert_fatal(|guest| {
+        guest.rx.avail.store(2, guest.rx.avail_index().wrapping_add(129));
+        guest.rx.kick();
+        guest.say(op::RW, 1, 2);
+    });
+}
+
+#[test]
+fn head_outside_of_the_table_is_fatal() {
+    for head in [128, 1000, 65_535] {
+        assert_fatal(|guest| {
+            guest.tx.offer(head);
+            guest.tx.publish();
+            guest.tx.kick();
+        });
+    }
+}
+
+#[test]
+fn chain_in_a_circle_is_returned() {
+    assert_bad_chain(|guest, head| Ring::write_desc(&guest.tx.desc, head, Piece { addr: 0, len: 44 }, NEXT, head));
+}
+
+#[test]
+fn chain_that_leaves_the_table_is_returned() {
+    assert_bad_chain(|guest, head| Ring::write_desc(&guest.tx.desc, head, Piece { addr: 0, len: 44 }, NEXT, 128));
+    assert_bad_chain(|guest, head| Ring::write_desc(&guest.tx.desc, head, Piece { addr: 0, len: 44 }, NEXT, 65_535));
+}
+
+#[test]
+fn buffer_outside_of_memory_is_returned() {
+    let nowhere = [(1 << 50, 44), (u64::MAX - 10, 44), (u64::MAX, 1), ((1 << 20) - 10, 44), (0, u32::MAX)];
+    for (addr, len) in nowhere {
+        assert_bad_chain(|guest, head| Ring::write_desc(&guest.tx.desc, head, Piece { addr, len }, 0, 0));
+    }
+}
+
+#[test]
+fn buffer_for_writing_in_the_transmit_queue_is_returned() {
+    assert_bad_chain(|guest, head| Ring::write_desc(&guest.tx.desc, head, Piece { addr: 0, len: 44 }, WRITE, 0));
+}
+
+#[test]
+fn indirect_table_within_an_indirect_table_is_returned() {
+    assert_bad_chain(|guest, head| {
+        let table = table(guest, 1);
+        let piece = Piece { addr: table.guest(), len: 16 };
+        Ring::write_desc(&table, 0, piece, INDIRECT, 0);
+        Ring::write_desc(&guest.tx.desc, head, piece, INDIRECT, 0);
+    });
+}
+
+#[test]
+fn indirect_table_that_is_crooked_empty_or_nowhere_is_returned() {
+    for (addr, len) in [(0, 0), (0, 15), (0, 17), (1 << 50, 16), ((1 << 20) - 16, 32), (0, u32::MAX - 15)] {
+        assert_bad_chain(|guest, head| Ring::write_desc(&guest.tx.desc, head, Piece { addr, len }, INDIRECT, 0));
+    }
+}
+
+#[test]
+fn indirect_table_that_goes_on_behind_itself_is_returned() {
+    assert_bad_chain(|guest, head| {
+        let table = table(guest, 2);
+        let piece = Piece { addr: table.guest(), len: 32 };
+        Ring::write_desc(&table, 0, Piece { addr: 0, len: 44 }, NEXT, 2);
+        Ring::write_desc(&guest.tx.desc, head, piece, INDIRECT, 0);
+    });
+    assert_bad_chain(|guest, head| {
+        let table = table(guest, 1);
+        let piece = Piece { addr: table.guest(), len: 16 };
+        Ring::write_desc(&table, 0, Piece { addr: 0, len: 44 }, 0, 0);
+        Ring::write_desc(&guest.tx.desc, head, piece, INDIRECT | NEXT, head);
+    });
+}
+
+#[test]
+fn receive_buffer_that_cannot_be_written_is_skipped() {
+    let rig = Rig::new();
+    let mut guest = rig.boot_with(|setup| setup.rx_buffers = 2);
+    // The first buffer is for reading, the second one is as it should be.
+    let mut head = [0; 2];
+    guest.rx.avail.read(4, &mut head);
+    Ring::write_desc(&guest.rx.desc, u16::from_le_bytes(head), Piece { addr: 0, len: 4096 }, 0, 0);
+    guest.say(op::RW, 1, 2);
+    rig.wait_stats("counted", |s| s.bad_chains == 1);
+    assert!(guest.rx.wait(vsock_driver::deadline::Deadline::patient()));
+    assert_eq!(guest.rx.pop().map(|used| used.len), Some(0));
+    assert!(guest.rx.wait(vsock_driver::deadline::Deadline::patient()));
+    assert_eq!(guest.take().map(|packet| packet.header.op), Some(op::RST));
+}
+
+#[test]
+fn guest_that_rewrites_its_used_ring_confuses_only_itself() {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let listener = rig.listen(1000);
+    let header = guest.header(op::REQUEST, 5000, 1000);
+    assert!(guest.put(&header, &[]));
+    guest.tx.used.fill(0xff);
+    guest.rx.used.fill(0xff);
+    guest.tx.publish();
+    guest.tx.kick();
+    rig.wait_stats("the packet was read", |s| s.guest_requests == 1);
+    drop(listener);
+    drop(guest);
+    rig.wait_event(Kind::Detached);
+    let mut guest = rig.boot();
+    open_from_host(&rig, &mut guest, 80);
+}

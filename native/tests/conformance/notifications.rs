@@ -1,0 +1,219 @@
+//! Interrupts and kicks: few, and none lost.
+
+use crate::rig::{Rig, assert_same, bytes, open_from_guest, open_from_host};
+use std::io::{Read, Write};
+use vsock_driver::deadline::{Deadline, wait_until};
+use vsock_driver::front_end::message::feature;
+use vsock_driver::guest::Guest;
+use vsock_driver::header::{Header, op};
+use vsock_driver::ring::Mode;
+
+/// Puts packets into the TX ring of a stopped device, so that it finds all of them at once; the interrupts it makes.
+fn interrupts_for_a_batch(guest: &mut Guest, packets: usize) -> u64 {
+    let bases = guest.stop().unwrap();
+    let header = guest.header(op::RST, 1, 2);
+    for _ in 0..packets {
+        assert!(guest.put(&header, &[]));
+    }
+    guest.tx.publish();
+    guest.tx.arm();
+    guest.tx.take_interrupts();
+    let before = guest.tx.used_index();
+    guest.start(bases).unwrap();
+    let expected = before.wrapping_add(u16::try_from(packets).unwrap());
+    let mut seen = Vec::new();
+    wait_until("all packets are used", || {
+        let index = guest.tx.used_index();
+        if seen.last() != Some(&index) {
+            seen.push(index);
+        }
+        index == expected
+    });
+    assert!(seen.len() <= 2, "the used index was published {} times: {seen:?}", seen.len());
+    guest.front.sync().unwrap();
+    guest.tx.take_interrupts()
+}
+
+#[test]
+fn batch_from_the_guest_costs_one_used_index_and_one_interrupt() {
+    for features in [!0, !feature::EVENT_IDX] {
+        let rig = Rig::new();
+        let mut guest = rig.boot_with(|setup| setup.features &= features);
+        for _ in 0..10 {
+            assert_eq!(interrupts_for_a_batch(&mut guest, 100), 1);
+            guest.reclaim();
+        }
+    }
+}
+
+#[test]
+fn batch_to_the_guest_costs_one_interrupt() {
+    for features in [!0, !feature::EVENT_IDX] {
+        let rig = Rig::new();
+        let mut guest = rig.boot_with(|setup| setup.features &= features);
+        let (mut stream, _) = open_from_host(&rig, &mut guest, 80);
+        let data = bytes(60_000, 1);
+        for _ in 0..3 {
+            let bases = guest.stop().unwrap();
+            stream.write_all(&data).unwrap();
+            guest.rx.arm();
+            guest.rx.take_interrupts();
+            guest.start(bases).unwrap();
+            let mut got = Vec::new();
+            wait_until("all bytes are there", || {
+                while let Some(packet) = guest.take() {
+                    got.extend(packet.payload);
+                }
+                got.len() == data.len()
+            });
+            assert_same(&got, &data);
+            guest.front.sync().unwrap();
+            let interrupts = guest.rx.take_interrupts();
+            // Buffers are filled in bursts that grow; without event indices each burst that is published tells of itself.
+            assert!(interrupts <= if features == !0 { 1 } else { 6 }, "{interrupts}");
+            guest.post_all();
+        }
+    }
+}
+
+#[test]
+fn guest_that_polls_is_never_interrupted() {
+    for features in [!0, !feature::EVENT_IDX] {
+        let rig = Rig::new();
+        let mut guest = rig.boot_with(|setup| {
+            setup.features &= features;
+            setup.mode = Mode::Polling;
+        });
+        let (mut stream, port) = open_from_host(&rig, &mut guest, 80);
+        // Setting up sends what a driver asked for before it said that it polls.
+        guest.rx.take_interrupts();
+        guest.tx.take_interrupts();
+        for _ in 0..100 {
+            stream.write_all(b"ping").unwrap();
+            assert_eq!(guest.expect(op::RW).payload, b"ping");
+            guest.say_data(80, port, b"pong");
+            stream.read_exact(&mut [0; 4]).unwrap();
+        }
+        guest.flush();
+        assert_eq!((guest.rx.take_interrupts(), guest.tx.take_interrupts()), (0, 0), "features {features:#x}");
+    }
+}
+
+#[test]
+fn guest_that_waits_is_woken_each_time() {
+    for features in [!0, !feature::EVENT_IDX] {
+        let rig = Rig::new();
+        let mut guest = rig.boot_with(|setup| setup.features &= features);
+        let (mut stream, port) = open_from_host(&rig, &mut guest, 80);
+        for round in 1..=500 {
+            stream.write_all(b"ping").unwrap();
+            assert_eq!(guest.expect(op::RW).payload, b"ping");
+            let header = Header { len: 4, fwd_cnt: round * 4, ..guest.header(op::RW, 80, port) };
+            guest.send(&header, b"pong");
+            stream.read_exact(&mut [0; 4]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn device_that_sleeps_is_kicked_and_one_that_works_is_not() {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let listener = rig.listen(1000);
+    let mut stream = open_from_guest(&mut guest, &listener, 5000, 1000);
+    guest.flush();
+    let before = guest.tx.kicks;
+    // Far apart: each needs its kick.
+    for _ in 0..5 {
+        guest.say_data(5000, 1000, b"x");
+        stream.read_exact(&mut [0; 1]).unwrap();
+        guest.flush();
+        guest.front.sync().unwrap();
+    }
+    assert!(guest.tx.kicks >= before + 4, "the device cannot know of a packet without a kick");
+    // One published batch needs one.
+    let before = guest.tx.kicks;
+    let header = guest.header(op::RST, 1, 2);
+    for _ in 0..50 {
+        assert!(guest.put(&header, &[]));
+    }
+    guest.tx.publish_and_kick();
+    guest.flush();
+    assert!(guest.tx.kicks <= before + 1);
+}
+
+#[test]
+fn indices_that_wrap_around_lose_nothing() {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let header = guest.header(op::RST, 1, 2);
+    // More than 65536 chains through a ring of 128.
+    for _ in 0..700 {
+        for _ in 0..100 {
+            assert!(guest.put(&header, &[]));
+        }
+        guest.tx.publish_and_kick();
+        guest.flush();
+    }
+    let (mut stream, _) = open_from_host(&rig, &mut guest, 80);
+    stream.write_all(b"x").unwrap();
+    assert_eq!(guest.expect(op::RW).payload, b"x");
+}
+
+#[test]
+fn spurious_kicks_do_no_harm() {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    for _ in 0..1000 {
+        guest.tx.kick();
+        guest.rx.kick();
+    }
+    let (mut stream, _) = open_from_host(&rig, &mut guest, 80);
+    stream.write_all(b"x").unwrap();
+    assert_eq!(guest.expect(op::RW).payload, b"x");
+}
+
+#[test]
+fn data_waits_for_receive_buffers_and_goes_on_when_they_come() {
+    let rig = Rig::new();
+    let mut guest = rig.boot_with(|setup| setup.rx_buffers = 3);
+    let (mut stream, _) = open_from_host(&rig, &mut guest, 80);
+    let data = bytes(50_000, 2);
+    stream.write_all(&data).unwrap();
+    let mut got = Vec::new();
+    while got.len() < data.len() {
+        // All three are used before any is posted again.
+        wait_until("the device fills what it has", || guest.rx.has_used());
+        assert!(guest.rx.wait(Deadline::patient()));
+        while let Some(packet) = guest.take() {
+            got.extend(packet.payload);
+        }
+        guest.post_all();
+    }
+    assert_same(&got, &data);
+}
+
+#[test]
+fn answers_that_find_no_receive_buffer_stop_the_guests_packets_but_lose_none() {
+    let rig = Rig::new();
+    let mut guest = rig.boot_with(|setup| setup.rx_buffers = 1);
+    // 3000 packets that each need an answer, and one buffer for all answers.
+    let mut sent = 0_u32;
+    let mut answered = 0_u32;
+    let deadline = Deadline::patient();
+    while answered < 3000 {
+        assert!(!deadline.is_over(), "stuck after {answered} answers to {sent} packets");
+        guest.reclaim();
+        let header = guest.header(op::RW, sent, 9);
+        if sent < 3000 && guest.put(&header, &[]) {
+            sent += 1;
+            guest.tx.publish_and_kick();
+            continue;
+        }
+        if let Some(packet) = guest.take() {
+            assert_eq!((packet.header.op, packet.header.dst_port), (op::RST, answered));
+            answered += 1;
+            guest.post_all();
+        }
+    }
+}
