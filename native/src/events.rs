@@ -43,6 +43,10 @@ pub enum Kind {
     Stopped = 4,
     /// The device's thread ended by a fault of its own.
     Fault = 5,
+    /// The guest asks for port `value`, where no host application of its own listens. To be answered under `token`.
+    Ask = 6,
+    /// A client belongs to the network namespace with cookie `value`, of which the device knows nothing yet.
+    Netns = 7,
 }
 
 /// One piece of news.
@@ -54,6 +58,10 @@ pub struct Event {
     pub kind: Kind,
     /// How important it is.
     pub level: Level,
+    /// Names what is asked about, in the answer; 0 where nothing is asked.
+    pub token: u64,
+    /// A number; what it means depends on the kind.
+    pub value: u64,
     /// For people.
     pub text: String,
 }
@@ -143,7 +151,13 @@ impl Log {
 
     /// A change in the device's life.
     pub fn state(&self, kind: Kind, level: Level, text: impl Into<String>) {
-        self.events.push(Event { device: self.device, kind, level, text: text.into() });
+        self.events.push(Event { device: self.device, kind, level, token: 0, value: 0, text: text.into() });
+    }
+
+    /// A question to the control plane.
+    pub fn ask(&self, kind: Kind, token: u64, value: u64) {
+        let text = String::new();
+        self.events.push(Event { device: self.device, kind, level: Level::Debug, token, value, text });
     }
 
     /// A line that only the operator or ourselves can cause.

@@ -20,6 +20,19 @@ struct Place<T> {
     value: Option<T>,
 }
 
+impl Id {
+    /// Both numbers in one, for those who keep a single one: the kernel, and the control plane.
+    pub fn to_u64(self) -> u64 {
+        (u64::from(self.generation) << 32) | u64::from(self.index)
+    }
+
+    /// Back from one number.
+    pub fn from_u64(number: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
+        Self { index: u32::from_le_bytes([a, b, c, d]), generation: u32::from_le_bytes([e, f, g, h]) }
+    }
+}
+
 /// A growing table with reuse of free places.
 #[derive(Debug)]
 pub struct Slab<T> {

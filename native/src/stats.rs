@@ -88,6 +88,8 @@ counters! {
     timeout_guest,
     /// Host requests while no guest driver was running.
     refused_not_running,
+    /// Host clients whose network namespace must not see the VM.
+    refused_netns,
     /// Host clients that sent no complete CONNECT line in time.
     handshake_timeout,
     /// Host clients that sent something else than a CONNECT line.

@@ -5,10 +5,11 @@
 
 use super::hosts::Hosts;
 use super::poller::Token;
-use crate::events::Level;
-use crate::host::handshake::{MAX_LINE, Parsed, ok_line, parse};
-use crate::host::stream::{HostStream, Phase};
-use crate::ids::HostPort;
+use super::visibility::Judgement;
+use crate::events::{Kind, Level};
+use crate::host::handshake::{MAX_LINE, Parsed, Refusal, ok_line, parse};
+use crate::host::stream::{HostStream, Manners, Phase};
+use crate::ids::{GuestPort, HostPort};
 use crate::slab::Id;
 use crate::timers::{MILLISECOND, SECOND};
 use rustix::fs::{Mode, OFlags, open};
@@ -21,6 +22,10 @@ use std::os::fd::OwnedFd;
 
 /// How long a listener may let the guest wait with a full backlog: as long as Linux lets connect(2) wait by default.
 const LISTENER_TIMEOUT: u64 = 2 * SECOND;
+/// How long the guest may take to answer a client of the bridge: as long as connect(2) waits by default.
+const BRIDGE_TIMEOUT: u64 = 2 * SECOND;
+/// How long the control plane may take to look a network namespace up.
+const NETNS_TIMEOUT: u64 = 2 * SECOND;
 /// Clients accepted before others have their turn.
 const ACCEPTS: usize = 64;
 
@@ -109,19 +114,71 @@ impl Hosts {
                     return self.close(host);
                 }
                 self.clear_deadline(host);
-                if !self.running {
-                    self.stats.refused_not_running.add(1);
-                    return self.finish(host);
-                }
-                match self.mux.host_connects(port, host, now) {
-                    Some(conn) => {
-                        if let Some(stream) = self.streams.get_mut(host) {
-                            stream.phase = Phase::Requested(conn);
-                        }
-                    }
-                    None => self.finish(host),
+                self.request_if_visible(host, port, now);
+            }
+        }
+    }
+
+    /// Asks the guest for a connection, if the client may see the VM.
+    fn request_if_visible(&mut self, host: Id, port: GuestPort, now: u64) {
+        let Some(stream) = self.streams.get_mut(host) else { return };
+        match self.visible.judge(&stream.fd) {
+            Judgement::Visible => self.request(host, port, now, self.connect_timeout),
+            Judgement::Hidden => self.refuse_unseen(host),
+            Judgement::Unknown { netns, first } => {
+                stream.phase = Phase::Parked(port);
+                self.set_deadline(host, now + NETNS_TIMEOUT);
+                if first {
+                    self.log.ask(Kind::Netns, 0, netns);
                 }
             }
+        }
+    }
+
+    /// The control plane looked a network namespace up: those who wait for that go on.
+    pub(super) fn judge_parked(&mut self, now: u64) {
+        let parked = |host: &Id| self.streams.get(*host).is_some_and(|stream| matches!(stream.phase, Phase::Parked(_)));
+        for host in self.streams.ids().filter(parked).collect::<Vec<_>>() {
+            let Some(stream) = self.streams.get(host) else { continue };
+            if let Phase::Parked(port) = stream.phase {
+                self.clear_deadline(host);
+                self.request_if_visible(host, port, now);
+            }
+        }
+    }
+
+    /// Refuses a client as if there were no such VM.
+    pub(super) fn refuse_unseen(&mut self, host: Id) {
+        self.stats.refused_netns.add(1);
+        self.refuse(host, Refusal::NoSuchVm);
+    }
+
+    /// A client that the control plane let in asks for a port; it is answered as the bridge does.
+    pub(super) fn admit(&mut self, socket: OwnedFd, port: GuestPort, now: u64) {
+        // Whoever passes a descriptor decides whether it blocks; here nothing may.
+        if rustix::io::ioctl_fionbio(&socket, true).is_err() {
+            return;
+        }
+        let Some(host) = self.insert(socket, Phase::Parked(port), now) else { return };
+        if let Some(stream) = self.streams.get_mut(host) {
+            stream.manners = Manners::Bridge;
+        }
+        self.request(host, port, now, BRIDGE_TIMEOUT);
+    }
+
+    /// Asks the guest for a connection.
+    fn request(&mut self, host: Id, port: GuestPort, now: u64, timeout: u64) {
+        if !self.running {
+            self.stats.refused_not_running.add(1);
+            return self.refuse(host, Refusal::NotRunning);
+        }
+        match self.mux.host_connects(port, host, now + timeout) {
+            Some(conn) => {
+                if let Some(stream) = self.streams.get_mut(host) {
+                    stream.phase = Phase::Requested(conn);
+                }
+            }
+            None => self.refuse(host, Refusal::Limit),
         }
     }
 
@@ -176,7 +233,30 @@ impl Hosts {
                 self.mux.set_host(conn, host);
                 self.set_deadline(host, now + MILLISECOND);
             }
+            // Nobody there: but perhaps somebody listens through the bridge.
+            Err(Errno::NOENT | Errno::CONNREFUSED) if self.asks => {
+                self.mux.set_deadline(conn, now + LISTENER_TIMEOUT);
+                self.log.ask(Kind::Ask, conn.to_u64(), u64::from(port.0));
+            }
             Err(_) => {
+                self.stats.refused_no_listener.add(1);
+                self.mux.host_refused(conn);
+            }
+        }
+    }
+
+    /// The control plane's answer to [`Kind::Ask`]: a socket connected to the application that listens, or nothing.
+    pub(super) fn answer(&mut self, conn: Id, socket: Option<OwnedFd>, now: u64) {
+        if !self.mux.awaits_host(conn) {
+            return; // the guest gave up, and the application sees its end of the socket closed
+        }
+        let socket = socket.filter(|socket| rustix::io::ioctl_fionbio(socket, true).is_ok());
+        match socket.and_then(|socket| self.insert(socket, Phase::Open(conn), now)) {
+            Some(host) => {
+                self.mux.set_host(conn, host);
+                self.mux.host_accepted(conn);
+            }
+            None => {
                 self.stats.refused_no_listener.add(1);
                 self.mux.host_refused(conn);
             }

@@ -7,16 +7,18 @@
 use super::Failure;
 use super::clients::Spare;
 use super::poller::{Poller, Ready, Token};
-use crate::events::Log;
+use super::visibility::Visibility;
+use crate::events::{Level, Log};
+use crate::host::handshake::{Refusal, error_line};
 use crate::host::io::{Moved, send};
-use crate::host::stream::{HostStream, Phase};
+use crate::host::stream::{HostStream, Manners, Phase};
 use crate::mux::{Expired, FromGuest, Mux};
 use crate::packet::spec::{SHUTDOWN_RCV, SHUTDOWN_SEND};
 use crate::slab::{Id, Slab};
 use crate::stats::Stats;
 use crate::timers::Timers;
 use crate::virtio::memory::Segment;
-use rustix::net::Shutdown;
+use rustix::net::{SendFlags, Shutdown};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -39,10 +41,16 @@ pub struct Hosts {
     pub(super) uds_path: Vec<u8>,
     /// How long a client may take for its CONNECT line, in nanoseconds.
     pub(super) handshake_timeout: u64,
+    /// How long the guest may take to answer one, in nanoseconds.
+    pub(super) connect_timeout: u64,
     /// Sockets that may exist at once.
     pub(super) max_streams: usize,
     /// Whether a guest's driver runs, so that clients can be served.
     pub(super) running: bool,
+    /// Which clients may see the VM.
+    pub(super) visible: Visibility,
+    /// Whether the control plane is asked about ports where nobody listens at the VM's own path.
+    pub(super) asks: bool,
     /// A descriptor in reserve.
     pub(super) spare: Spare,
 }
@@ -137,6 +145,12 @@ impl Hosts {
                 if ready.hung_up {
                     self.stats.handshake_left.add(1);
                     self.mux.host_aborted(conn);
+                    self.close(host);
+                }
+            }
+            Phase::Parked(_) => {
+                if ready.hung_up {
+                    self.stats.handshake_left.add(1);
                     self.close(host);
                 }
             }
@@ -238,8 +252,19 @@ impl Hosts {
         self.timers.change(host, &mut stream.deadline, None);
         match stream.phase {
             Phase::Open(_) if stream.has_backlog() && !stream.deaf => stream.phase = Phase::Draining,
+            Phase::Requested(_) => self.refuse(host, Refusal::Reset),
             _ => self.finish(host),
         }
+    }
+
+    /// A client gets no connection: says so, in the way that it expects, and closes.
+    pub(super) fn refuse(&mut self, host: Id, refusal: Refusal) {
+        if let Some(stream) = self.streams.get(host).filter(|stream| stream.manners == Manners::Bridge) {
+            // Nothing was ever written to it, so there is room, unless the client is gone.
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let _ = rustix::net::send(&stream.fd, error_line(refusal).as_bytes(), flags);
+        }
+        self.finish(host);
     }
 
     /// Closes a socket so that the application sees the end of the stream.
@@ -283,7 +308,7 @@ impl Hosts {
     pub fn expire(&mut self, now: u64) {
         while let Some(expired) = self.mux.expire(now) {
             if let Some(Expired { host }) = expired {
-                self.close(host);
+                self.refuse(host, Refusal::Timeout);
             }
         }
         while let Some(host) = self.timers.pop_due(now) {
@@ -292,11 +317,12 @@ impl Hosts {
             match stream.phase {
                 Phase::Handshake => {
                     self.stats.handshake_timeout.add(1);
-                    self.log.limited(now, crate::events::Level::Warning, || {
+                    self.log.limited(now, Level::Warning, || {
                         "a client sent no complete CONNECT line in time and was closed".into()
                     });
                     self.close(host);
                 }
+                Phase::Parked(_) => self.refuse_unseen(host),
                 Phase::Connecting(conn) => self.try_again(conn, host, now),
                 Phase::Requested(_) | Phase::Open(_) | Phase::Draining => {}
             }

@@ -10,20 +10,24 @@ mod hosts;
 mod plane;
 mod poller;
 mod to_guest;
+mod visibility;
 
 use crate::events::{Events, Kind, Level, Log};
-use crate::ids::GuestCid;
+use crate::ids::{GuestCid, GuestPort};
+use crate::slab::Id;
 use crate::stats::{Snapshot, Stats};
 use crate::timers::SECOND;
 use crate::virtio::queue::RingError;
 use plane::Plane;
 use rustix::event::{EventfdFlags, eventfd};
 use std::any::Any;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+pub use visibility::Scope;
 
 /// What a device has to know of its VM.
 #[derive(Clone, Debug)]
@@ -74,6 +78,30 @@ impl From<RingError> for Failure {
     }
 }
 
+/// On which terms a front-end is attached.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Admission {
+    /// The guest's CID, where it is not the one of [`Settings`].
+    pub guest_cid: Option<GuestCid>,
+    /// Which clients may see the VM.
+    pub scope: Scope,
+    /// Whether to ask the control plane ([`Kind::Ask`]) about ports where nobody listens at the VM's own path.
+    pub asks: bool,
+}
+
+/// What the thread is told to do.
+#[derive(Debug)]
+enum Command {
+    /// Attach a front-end.
+    Attach(OwnedFd, Admission),
+    /// Connect a client of the bridge to a port of the guest.
+    Connect(OwnedFd, GuestPort),
+    /// The answer to [`Kind::Ask`].
+    Answer(Id, Option<OwnedFd>),
+    /// The answer to [`Kind::Netns`].
+    Netns(u64, bool),
+}
+
 /// What the handle and the thread share.
 #[derive(Debug)]
 struct Shared {
@@ -83,8 +111,8 @@ struct Shared {
     stop: AtomicBool,
     /// A front-end is attached, or about to be.
     busy: AtomicBool,
-    /// The front-end that shall be attached.
-    front_end: Mutex<Option<OwnedFd>>,
+    /// What the thread was told and has not done.
+    commands: Mutex<VecDeque<Command>>,
     /// Counters.
     stats: Arc<Stats>,
 }
@@ -95,9 +123,15 @@ impl Shared {
         let _ = rustix::io::write(&self.command, &1_u64.to_ne_bytes());
     }
 
-    /// The front-end that waits to be attached.
-    fn take_front_end(&self) -> Option<OwnedFd> {
-        self.front_end.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Tells the thread to do something.
+    fn tell(&self, command: Command) {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
+        self.wake();
+    }
+
+    /// What the thread shall do next.
+    fn next_command(&self) -> Option<Command> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 }
 
@@ -122,7 +156,7 @@ impl Device {
             command: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
             stop: AtomicBool::new(false),
             busy: AtomicBool::new(false),
-            front_end: Mutex::default(),
+            commands: Mutex::default(),
             stats: Arc::default(),
         });
         let log = Log::new(Arc::clone(&events), number);
@@ -142,13 +176,28 @@ impl Device {
     }
 
     /// Hands a connected vhost-user socket over. The error closes it.
-    pub fn attach(&self, front_end: OwnedFd) -> Result<(), Busy> {
+    pub fn attach(&self, front_end: OwnedFd, admission: Admission) -> Result<(), Busy> {
         if self.shared.busy.swap(true, Ordering::AcqRel) {
             return Err(Busy);
         }
-        *self.shared.front_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(front_end);
-        self.shared.wake();
+        self.shared.tell(Command::Attach(front_end, admission));
         Ok(())
+    }
+
+    /// Connects a client, which sees the VM, to a port of the guest. It is answered as the bridge answers: `OK <port>` or
+    /// `ERR <errno> <sentence>`, a line each, and then bytes flow or the socket is closed.
+    pub fn connect(&self, client: OwnedFd, port: GuestPort) {
+        self.shared.tell(Command::Connect(client, port));
+    }
+
+    /// Answers [`Kind::Ask`]: with a socket connected to the application that listens, or with `None`.
+    pub fn answer(&self, token: u64, socket: Option<OwnedFd>) {
+        self.shared.tell(Command::Answer(Id::from_u64(token), socket));
+    }
+
+    /// Answers [`Kind::Netns`]: whether the namespace with this cookie is local.
+    pub fn learn_netns(&self, netns: u64, local: bool) {
+        self.shared.tell(Command::Netns(netns, local));
     }
 
     /// The counters as they are now.

@@ -9,7 +9,8 @@ use super::from_guest::FromGuestBatch;
 use super::hosts::Hosts;
 use super::poller::{Poller, Ready, Token};
 use super::to_guest::ToGuestBatch;
-use super::{Failure, Settings, Shared};
+use super::visibility::Visibility;
+use super::{Admission, Command, Failure, Settings, Shared};
 use crate::events::{Kind, Level, Log};
 use crate::mux::{Config, Mux};
 use crate::packet::spec::{EVENT_QUEUE, RX_QUEUE};
@@ -97,7 +98,6 @@ impl Plane {
         let config = Config {
             guest_cid: settings.guest_cid,
             buf_alloc: settings.buf_alloc,
-            connect_timeout: settings.connect_timeout,
             max_connections: settings.max_connections,
         };
         let hosts = Hosts {
@@ -109,6 +109,9 @@ impl Plane {
             log,
             uds_path: settings.uds_path.clone(),
             handshake_timeout: settings.handshake_timeout,
+            connect_timeout: settings.connect_timeout,
+            visible: Visibility::default(),
+            asks: false,
             max_streams: settings.max_connections,
             running: false,
             spare: Spare::new(),
@@ -160,8 +163,8 @@ impl Plane {
         match ready.token {
             Token::Command => {
                 let _ = rustix::io::read(&self.shared.command, &mut [0; 8]);
-                if let Some(front_end) = self.shared.take_front_end() {
-                    self.attach(front_end);
+                while let Some(command) = self.shared.next_command() {
+                    self.obey(command);
                 }
             }
             Token::Listener => self.hosts.accept(&self.listener, self.now),
@@ -172,13 +175,30 @@ impl Plane {
         }
     }
 
+    /// The control plane said something.
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Attach(front_end, admission) => self.attach(front_end, admission),
+            Command::Connect(client, port) => self.hosts.admit(client, port, self.now),
+            Command::Answer(conn, socket) => self.hosts.answer(conn, socket, self.now),
+            Command::Netns(netns, local) => {
+                self.hosts.visible.learn(netns, local);
+                self.hosts.judge_parked(self.now);
+            }
+        }
+    }
+
     // ---- the front-end ----
 
     /// A front-end takes over.
-    fn attach(&mut self, front_end: OwnedFd) {
+    fn attach(&mut self, front_end: OwnedFd, admission: Admission) {
+        let guest_cid = admission.guest_cid.unwrap_or(self.settings.guest_cid);
+        self.hosts.mux.set_guest_cid(guest_cid);
+        self.hosts.visible.set_scope(admission.scope);
+        self.hosts.asks = admission.asks;
         self.hosts.stats.attached.add(1);
         self.hosts.log.state(Kind::Attached, Level::Info, "");
-        let session = Session::new(front_end, self.settings.guest_cid);
+        let session = Session::new(front_end, guest_cid);
         let watched = self.poller.add_level(session.wire.socket(), Token::FrontEnd);
         self.session = Some(session);
         if let Err(error) = watched {

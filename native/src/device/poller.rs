@@ -34,27 +34,26 @@ pub enum Token {
 impl Token {
     /// As the kernel keeps it.
     fn to_data(self) -> EventData {
-        let (generation, index) = match self {
-            Self::Command => (0, FIRST_SPECIAL),
-            Self::Listener => (0, FIRST_SPECIAL + 1),
-            Self::FrontEnd => (0, FIRST_SPECIAL + 2),
-            Self::Kick(queue) => (u32::from(queue), FIRST_SPECIAL + 3),
-            Self::Host(id) => (id.generation, id.index),
+        let special = |number, generation| Id { index: FIRST_SPECIAL + number, generation };
+        let id = match self {
+            Self::Command => special(0, 0),
+            Self::Listener => special(1, 0),
+            Self::FrontEnd => special(2, 0),
+            Self::Kick(queue) => special(3, u32::from(queue)),
+            Self::Host(id) => id,
         };
-        EventData::new_u64((u64::from(generation) << 32) | u64::from(index))
+        EventData::new_u64(id.to_u64())
     }
 
     /// Back from what the kernel kept.
     fn from_data(data: EventData) -> Self {
-        let bytes = data.u64().to_le_bytes();
-        let index = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        let generation = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-        match index.wrapping_sub(FIRST_SPECIAL) {
+        let id = Id::from_u64(data.u64());
+        match id.index.wrapping_sub(FIRST_SPECIAL) {
             0 => Self::Command,
             1 => Self::Listener,
             2 => Self::FrontEnd,
-            3 => Self::Kick(bytes[4]),
-            _ => Self::Host(Id { index, generation }),
+            3 => Self::Kick(id.generation.to_le_bytes()[0]),
+            _ => Self::Host(id),
         }
     }
 }

@@ -8,9 +8,9 @@
 mod guard;
 mod handle;
 
-use crate::device::{Device, Settings};
+use crate::device::{Admission, Device, Scope, Settings};
 use crate::events::Events;
-use crate::ids::GuestCid;
+use crate::ids::{GuestCid, GuestPort};
 use crate::stats::Stats;
 use crate::timers::MILLISECOND;
 use guard::{ERR_BUSY, ERR_PANIC, Failed, copy_text, guard};
@@ -25,12 +25,17 @@ pub use guard::VhvError;
 pub struct VhvEvent {
     /// Handle of the device that it is about.
     pub device: u64,
-    /// What it is about: 0 a log line, 1 front-end attached, 2 detached, 3 rings started, 4 stopped, 5 fault.
+    /// What it is about: 0 a log line, 1 front-end attached, 2 detached, 3 rings started, 4 stopped, 5 fault, 6 the guest
+    /// asks for port `value` ([`vhv_device_answer`]), 7 network namespace `value` is unknown ([`vhv_device_netns`]).
     pub kind: u32,
     /// How important it is, in the numbers of Python's logging.
     pub level: u32,
+    /// Names what is asked about, in the answer.
+    pub token: u64,
+    /// A port or a cookie; see `kind`.
+    pub value: u64,
     /// For people, UTF-8 with a NUL at the end.
-    pub text: [c_char; 496],
+    pub text: [c_char; 480],
 }
 
 /// What a device is made of. Zero stands for the default where nothing else is said.
@@ -157,6 +162,7 @@ pub unsafe extern "C" fn vhv_next_event(engine: u64, event: *mut VhvEvent, err: 
             let record = out(event, "event")?;
             let Some(event) = handle::engine(engine)?.pop() else { return Ok(0) };
             (record.device, record.kind, record.level) = (event.device, event.kind as u32, event.level as u32);
+            (record.token, record.value) = (event.token, event.value);
             copy_text(&event.text, &mut record.text);
             Ok(1)
         })
@@ -218,22 +224,116 @@ unsafe fn settings(config: &VhvDeviceConfig) -> Result<Settings, Failed> {
     })
 }
 
+/// On which terms a front-end is attached.
+#[repr(C)]
+pub struct VhvAdmission {
+    /// The guest's CID, or 0 for the one of the configuration.
+    pub guest_cid: u64,
+    /// Whose clients may see the VM: 0 everyone's, 1 those of all global network namespaces, 2 those of `netns` alone.
+    pub scope: u32,
+    /// 1 if the control plane wants to be asked about ports where nobody listens at the VM's own path, else 0.
+    pub asks: u32,
+    /// Cookie of the VM's network namespace.
+    pub netns: u64,
+}
+
+/// Takes over a descriptor that the caller gives away.
+///
+/// # Safety
+///
+/// `fd` is negative, or a descriptor that nobody else uses from now on.
+unsafe fn take_fd(fd: i32) -> Result<OwnedFd, Failed> {
+    if fd < 0 {
+        return Err(Failed::argument("fd is no file descriptor"));
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Hands a connected vhost-user socket to a device, which owns it from now on, also where the call fails.
+///
+/// # Safety
+///
+/// `fd` is a descriptor that the caller gives away; pointers are null or point to what their types say.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_device_attach(
+    device: u64,
+    fd: i32,
+    admission: *const VhvAdmission,
+    err: *mut VhvError,
+) -> i32 {
+    // SAFETY: the caller's promise, here and below.
+    unsafe {
+        guard(err, || {
+            let front_end = take_fd(fd)?;
+            let terms = admission.as_ref().ok_or_else(|| Failed::argument("admission is a null pointer"))?;
+            let guest_cid = match terms.guest_cid {
+                0 => None,
+                raw => {
+                    Some(GuestCid::new(raw).ok_or_else(|| Failed::argument(format!("no guest can have CID {raw}")))?)
+                }
+            };
+            let scope = match terms.scope {
+                0 => Scope::Everyone,
+                1 => Scope::Global,
+                2 => Scope::Local(terms.netns),
+                other => return Err(Failed::argument(format!("there is no scope {other}"))),
+            };
+            let admission = Admission { guest_cid, scope, asks: terms.asks != 0 };
+            let device = handle::device(device)?;
+            device.attach(front_end, admission).map_err(|_| Failed::new(ERR_BUSY, "another front-end is attached"))?;
+            Ok(0)
+        })
+    }
+}
+
+/// Connects a client that may see the VM to a port of the guest. The device owns the client's socket from now on, also
+/// where the call fails, and answers on it: `OK <port>` or `ERR <errno> <sentence>`, a line each.
 ///
 /// # Safety
 ///
 /// `fd` is a descriptor that the caller gives away; `err` is null or points to a record.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vhv_device_attach(device: u64, fd: i32, err: *mut VhvError) -> i32 {
+pub unsafe extern "C" fn vhv_device_connect(device: u64, fd: i32, port: u32, err: *mut VhvError) -> i32 {
     // SAFETY: the caller's promise, here and below.
     unsafe {
         guard(err, || {
-            if fd < 0 {
-                return Err(Failed::argument("fd is no file descriptor"));
-            }
-            let front_end = OwnedFd::from_raw_fd(fd);
-            let device = handle::device(device)?;
-            device.attach(front_end).map_err(|_| Failed::new(ERR_BUSY, "another front-end is attached"))?;
+            let client = take_fd(fd)?;
+            handle::device(device)?.connect(client, GuestPort(port));
+            Ok(0)
+        })
+    }
+}
+
+/// Answers an event of kind 6 under its token: with a socket that is connected to the application that listens, which the
+/// device owns from now on, also where the call fails; or with -1 where nobody listens.
+///
+/// # Safety
+///
+/// `fd` is negative or a descriptor that the caller gives away; `err` is null or points to a record.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_device_answer(device: u64, token: u64, fd: i32, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise, here and below.
+    unsafe {
+        guard(err, || {
+            let socket = if fd < 0 { None } else { Some(take_fd(fd)?) };
+            handle::device(device)?.answer(token, socket);
+            Ok(0)
+        })
+    }
+}
+
+/// Answers an event of kind 7: whether the network namespace with this cookie is local (1) or global (0).
+///
+/// # Safety
+///
+/// `err` is null or points to a record.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_device_netns(device: u64, netns: u64, local: u32, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard(err, || {
+            handle::device(device)?.learn_netns(netns, local != 0);
             Ok(0)
         })
     }

@@ -53,6 +53,40 @@ pub fn ok_line(port: HostPort) -> String {
     format!("OK {}\n", port.0)
 }
 
+/// Why a client gets no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such VM, or none that the client may see: it cannot tell which.
+    NoSuchVm,
+    /// No guest's driver runs.
+    NotRunning,
+    /// The guest refused, or went away.
+    Reset,
+    /// The guest did not answer.
+    Timeout,
+    /// Too much of something of ours is in use.
+    Limit,
+}
+
+impl Refusal {
+    /// The errno that Linux gives in this case (net/vmw_vsock/af_vsock.c, drivers/vhost/vsock.c), and a sentence.
+    pub fn told(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NoSuchVm => ("ENODEV", "no VM has this CID"),
+            Self::NotRunning => ("EHOSTUNREACH", "the VM runs no vsock driver at the moment"),
+            Self::Reset => ("ECONNRESET", "the guest refused the connection: nobody listens on this port"),
+            Self::Timeout => ("ETIMEDOUT", "the guest did not answer"),
+            Self::Limit => ("ENOBUFS", "too many connections"),
+        }
+    }
+}
+
+/// The answer to a client of the bridge that gets no connection.
+pub fn error_line(refusal: Refusal) -> String {
+    let (errno, sentence) = refusal.told();
+    format!("ERR {errno} {sentence}\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

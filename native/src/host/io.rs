@@ -68,6 +68,30 @@ pub fn receive(socket: &OwnedFd, pieces: &[Segment], room: usize) -> Moved {
     }
 }
 
+/// Which network namespace the other end of an accepted UNIX socket was made in: the kernel gives an accepted socket the
+/// namespace of the connecting one (`unix_stream_connect`, net/unix/af_unix.c). The number is never used twice.
+pub fn netns_cookie(accepted: &OwnedFd) -> Result<u64, Errno> {
+    /// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h, since Linux 5.14), which libc does not have.
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut len: libc::socklen_t = 8;
+    // SAFETY: both pointers lead to variables of ours, and `len` says how large the first one is.
+    let result = unsafe {
+        libc::getsockopt(
+            accepted.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+}
+
 /// Judges the result of a call; `None` if it is to be repeated.
 fn outcome(result: isize) -> Option<Moved> {
     if let Ok(bytes) = usize::try_from(result) {

@@ -4,6 +4,7 @@
 //! Rules: never blocks. The backlog is bounded by the guest's credit; its memory is there only while it is needed.
 
 use super::io::Moved;
+use crate::ids::GuestPort;
 use crate::slab::Id;
 use crate::virtio::memory::Segment;
 use rustix::io::Errno;
@@ -15,6 +16,8 @@ use std::os::fd::OwnedFd;
 pub enum Phase {
     /// A client that has not sent its CONNECT line.
     Handshake,
+    /// A client that asked for this port, and whose network namespace is being looked up.
+    Parked(GuestPort),
     /// A client whose connection the guest has not accepted.
     Requested(Id),
     /// The listener of a host application is being reached for the guest; its backlog was full so far.
@@ -23,6 +26,15 @@ pub enum Phase {
     Open(Id),
     /// The connection is gone; the backlog is being delivered, then the socket is closed.
     Draining,
+}
+
+/// How a client is told what became of its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manners {
+    /// As hybrid vsock has it: a line for success, the end of the stream for anything else.
+    Hybrid,
+    /// As the bridge has it: a line for everything.
+    Bridge,
 }
 
 /// Bytes that wait for the host application.
@@ -41,6 +53,8 @@ pub struct HostStream {
     pub fd: OwnedFd,
     /// What it is for.
     pub phase: Phase,
+    /// How its application is answered.
+    pub manners: Manners,
     /// The application closed its socket altogether.
     pub hung_up: bool,
     /// The application does not send any more; what it sent before may still be unread.
@@ -69,6 +83,7 @@ impl HostStream {
         Self {
             fd,
             phase,
+            manners: Manners::Hybrid,
             hung_up: false,
             sends_no_more: false,
             deaf: false,
@@ -86,7 +101,7 @@ impl HostStream {
     pub fn conn(&self) -> Option<Id> {
         match self.phase {
             Phase::Requested(conn) | Phase::Connecting(conn) | Phase::Open(conn) => Some(conn),
-            Phase::Handshake | Phase::Draining => None,
+            Phase::Handshake | Phase::Parked(_) | Phase::Draining => None,
         }
     }
 

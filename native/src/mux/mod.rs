@@ -29,6 +29,8 @@ const CLOSE_TIMEOUT: u64 = 8 * SECOND;
 /// Answers that may wait for receive buffers before no more packets are taken from the guest. Above the 128 that
 /// a guest of QEMU lets wait on its side, so that not both sides wait for each other.
 const MAX_REPLIES: usize = 1024;
+/// Stands for the socket of a connection that has none yet.
+const NO_HOST: Id = Id { index: u32::MAX, generation: u32::MAX };
 
 /// What the mux must know of its guest.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +39,6 @@ pub struct Config {
     pub guest_cid: GuestCid,
     /// Receive window of each connection, in bytes.
     pub buf_alloc: u32,
-    /// How long a guest may take to answer a REQUEST, in nanoseconds.
-    pub connect_timeout: u64,
     /// Connections that may exist at once.
     pub max_connections: usize,
 }
@@ -148,6 +148,12 @@ impl Mux {
         }
     }
 
+    /// Gives the guest another CID. There must be no connection.
+    pub fn set_guest_cid(&mut self, guest_cid: GuestCid) {
+        debug_assert!(self.conns.is_empty());
+        self.config.guest_cid = guest_cid;
+    }
+
     // ---- packets from the guest ----
 
     /// Whether so many answers wait that no more packets may be taken from the guest.
@@ -203,7 +209,7 @@ impl Mux {
             self.reply_rst(key, header.type_);
             return FromGuest::Done;
         }
-        let conn = self.insert(key, State::Connecting, Id { index: u32::MAX, generation: u32::MAX });
+        let conn = self.insert(key, State::Connecting, NO_HOST);
         if let Some(connection) = self.conns.get_mut(conn) {
             connection.to_guest.update(header.buf_alloc, header.fwd_cnt);
         }
@@ -273,8 +279,9 @@ impl Mux {
 
     // ---- news of host applications ----
 
-    /// A host application asks for `port` of the guest. `None` if there are too many connections.
-    pub fn host_connects(&mut self, port: GuestPort, host: Id, now: u64) -> Option<Id> {
+    /// A host application asks for `port` of the guest, which has until `deadline` to answer. `None` if there are too
+    /// many connections.
+    pub fn host_connects(&mut self, port: GuestPort, host: Id, deadline: u64) -> Option<Id> {
         self.stats.host_requests.add(1);
         if self.conns.len() >= self.config.max_connections {
             self.stats.refused_limit.add(1);
@@ -288,10 +295,7 @@ impl Mux {
             return None;
         };
         let id = self.insert(ConnKey { guest: port, host: host_port }, State::Requested, host);
-        let deadline = now + self.config.connect_timeout;
-        if let Some(conn) = self.conns.get_mut(id) {
-            self.timers.change(id, &mut conn.deadline, Some(deadline));
-        }
+        self.set_deadline(id, deadline);
         self.want(id, Op::Request);
         Some(id)
     }
@@ -303,9 +307,22 @@ impl Mux {
         }
     }
 
+    /// Whether the guest still waits for an answer to its REQUEST, and nobody is being reached for it.
+    pub fn awaits_host(&self, id: Id) -> bool {
+        self.conns.get(id).is_some_and(|conn| conn.state == State::Connecting && conn.host == NO_HOST)
+    }
+
+    /// Refuses the guest's REQUEST if nobody answered by then.
+    pub fn set_deadline(&mut self, id: Id, deadline: u64) {
+        if let Some(conn) = self.conns.get_mut(id) {
+            self.timers.change(id, &mut conn.deadline, Some(deadline));
+        }
+    }
+
     /// The listener of a host application took the connection.
     pub fn host_accepted(&mut self, id: Id) {
         if let Some(conn) = self.conns.get_mut(id).filter(|conn| conn.state == State::Connecting) {
+            self.timers.change(id, &mut conn.deadline, None);
             conn.state = State::Established;
             self.stats.established.add(1);
             self.want(id, Op::Response);
@@ -495,7 +512,10 @@ impl Mux {
                 self.schedule(id, now);
                 return Some(None);
             }
-            State::Connecting => return Some(None),
+            State::Connecting => {
+                self.stats.refused_no_listener.add(1);
+                self.reset(id);
+            }
         }
         Some(Some(Expired { host }))
     }

@@ -4,6 +4,7 @@ use crate::rig::{Rig, assert_same, bytes, connect_from_guest, connect_from_host,
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::time::Duration;
+use vhostvsock_native::device::Admission;
 use vhostvsock_native::events::Kind;
 use vsock_driver::deadline::Deadline;
 use vsock_driver::front_end::FrontEnd;
@@ -314,7 +315,7 @@ fn second_front_end_does_not_disturb_the_first() {
     let mut guest = rig.boot();
     let (_ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let second = rig.device.attach(theirs.into());
+    let second = rig.device.attach(theirs.into(), Admission::default());
     let first = open_from_host_if_alive(&rig, &mut guest);
     assert!(second.is_err() && first, "two front-ends at once: {second:?}, first alive: {first}");
 }

@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use vhostvsock_native::device::{Device, Settings};
+use vhostvsock_native::device::{Admission, Device, Settings};
 use vhostvsock_native::events::{Event, Events, Kind};
 use vhostvsock_native::ids::GuestCid;
 use vhostvsock_native::stats::Snapshot;
@@ -81,7 +81,7 @@ impl Rig {
         loop {
             let (ours, theirs) = UnixStream::pair().expect("socketpair");
             theirs.set_nonblocking(true).expect("fcntl");
-            match self.device.attach(OwnedFd::from(theirs)) {
+            match self.device.attach(OwnedFd::from(theirs), Admission::default()) {
                 Ok(()) => return FrontEnd::from_stream(ours).expect("timeouts"),
                 Err(error) => assert!(!deadline.is_over(), "attach: {error:?}"),
             }
