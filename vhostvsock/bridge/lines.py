@@ -1,0 +1,72 @@
+"""Lines and descriptors on UNIX sockets, without taking a byte more than the line.
+
+Before: server.py, peers.py and client.py have a socket. After: they have a line, or sent one with a descriptor.
+Rule:   what follows a line stays in the socket: it is payload, and whoever gets the descriptor reads it there.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Sequence
+
+# While a line is incomplete its beginning stays in the socket, which therefore always polls as readable.
+_PAUSE = 0.01
+_INT = array.array("i").itemsize
+
+
+async def readable(sock: socket.socket) -> None:
+    """Wait until there is something to read, or an end."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock.fileno(), wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
+async def read_line(sock: socket.socket, limit: int) -> bytes:
+    """The next line, without its end; b"" at the end of the stream. Raises OSError(EPROTO) for one that is too long."""
+    seen = 0
+    while True:
+        await readable(sock)
+        data = sock.recv(limit, socket.MSG_PEEK)
+        if not data:
+            return b""
+        line, end, _ = data.partition(b"\n")
+        if end:
+            sock.recv(len(line) + 1)
+            return line
+        if len(data) >= limit:
+            raise OSError(errno.EPROTO, "the line is too long")
+        if len(data) == seen:
+            await asyncio.sleep(_PAUSE)
+        seen = len(data)
+
+
+def send_with(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Send `data` with descriptors, all or nothing, without waiting. Raises OSError."""
+    sent = socket.send_fds(sock, [data], list(fds), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    if sent != len(data):
+        raise BlockingIOError(errno.EAGAIN, "the application does not read")
+
+
+def recv_with(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[socket.socket]]:
+    """Receive data and the sockets that came with it. Raises OSError."""
+    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(_INT * 4), flags | socket.MSG_CMSG_CLOEXEC)
+    found: list[socket.socket] = []
+    for level, kind, raw in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            for fd in array.array("i", raw[: len(raw) - len(raw) % _INT]):
+                with contextlib.suppress(OSError):  # not a socket: closed below by nobody, so close it here
+                    found.append(socket.socket(fileno=fd))
+    return data, found

@@ -1,0 +1,145 @@
+"""The lines of the bridge, as pure logic: bytes to requests, answers to bytes.
+
+Before: server.py and client.py read a line. After: they get a closed set of requests, or a refusal to send.
+Rule:   no socket and no clock here; a line is bounded; every number is checked once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+# "LISTEN 4294967295 4294967295 4294967295\n" is 41 bytes.
+LINE_LIMIT = 64
+# "ERR ESOCKTNOSUPPORT " and a sentence.
+ANSWER_LIMIT = 512
+VERSION = 1
+ANY = 0xFFFF_FFFF
+DEFAULT_BACKLOG = 128
+
+# What a listening application says for each connection that it took.
+TAKEN = b"TAKEN\n"
+
+
+class Refused(OSError):
+    """A request that is refused: an errno, and one sentence that says why."""
+
+    def __init__(self, number: int, sentence: str) -> None:
+        super().__init__(number, sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The client says which version it speaks."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """The client wants a connection."""
+
+    cid: int
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """The client wants the connections to a port. `cid` and `port` may be ANY."""
+
+    cid: int
+    port: int
+    backlog: int
+
+
+@dataclass(frozen=True, slots=True)
+class List:
+    """The client wants to know which VMs this daemon serves."""
+
+
+Request = Version | Connect | Listen | List
+
+
+def parse(line: bytes) -> Request:
+    """The request in `line`, which has no line end any more. Raises Refused(EPROTO) for anything else."""
+    if not line.isascii():
+        raise Refused(errno.EPROTO, "the request is not ASCII")
+    words = line.decode("ascii").split()
+    match [word.upper() for word in words[:1]] + words[1:]:
+        case ["VERSION", number]:
+            return Version(_number(number))
+        case ["CONNECT", cid, port]:
+            return Connect(_number(cid), _number(port))
+        case ["LISTEN", cid, port]:
+            return Listen(_number(cid, star=True), _number(port, star=True), DEFAULT_BACKLOG)
+        case ["LISTEN", cid, port, backlog]:
+            return Listen(_number(cid, star=True), _number(port, star=True), _number(backlog))
+        case ["LIST"]:
+            return List()
+    raise Refused(errno.EPROTO, "not a request; those are CONNECT cid port, LISTEN cid port [backlog], LIST")
+
+
+def _number(text: str, *, star: bool = False) -> int:
+    if star and text == "*":
+        return ANY
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > ANY:
+        raise Refused(errno.EPROTO, f"{text[:16]!r} is not a number of 32 bits")
+    return int(text)
+
+
+def request_line(request: Request) -> bytes:
+    """The line that says `request`."""
+    match request:
+        case Version(number):
+            words = ["VERSION", str(number)]
+        case Connect(cid, port):
+            words = ["CONNECT", str(cid), str(port)]
+        case Listen(cid, port, backlog):
+            words = ["LISTEN", _star(cid), _star(port), str(backlog)]
+        case List():
+            words = ["LIST"]
+    return " ".join(words).encode() + b"\n"
+
+
+def _star(number: int) -> str:
+    return "*" if number == ANY else str(number)
+
+
+def ok_line(number: int) -> bytes:
+    """The answer to a request that succeeded; the number is a port."""
+    return b"OK %d\n" % number
+
+
+def error_line(error: OSError) -> bytes:
+    """The answer to a request that failed: the errno by name, and one sentence."""
+    name = errno.errorcode.get(error.errno or errno.EIO, "EIO")
+    sentence = " ".join((error.strerror or "it failed").split())
+    room = ANSWER_LIMIT - len(name) - 8
+    return f"ERR {name} {sentence}".encode("ascii", "backslashreplace")[:room] + b"\n"
+
+
+def parse_answer(line: bytes) -> int:
+    """The number in an OK line (without its end); raises the OSError that an ERR line names."""
+    word, _, rest = line.decode("ascii", "replace").partition(" ")
+    if word == "OK" and rest.isascii() and rest.isdigit():
+        return int(rest)
+    if word == "ERR":
+        name, _, sentence = rest.partition(" ")
+        number = getattr(errno, name, None) if name.isupper() else None
+        # OSError(number, ...) becomes ConnectionResetError and its like by itself.
+        raise OSError(number or errno.EPROTO, sentence or os.strerror(number or errno.EPROTO))
+    raise OSError(errno.EPROTO, f"the bridge answered {line[:40]!r}")
+
+
+def accept_line(cid: int, port: int) -> bytes:
+    """What comes with the descriptor of a connection to a listening application: who is at the other end."""
+    return b"ACCEPT %d %d\n" % (cid, port)
+
+
+def parse_accept(line: bytes) -> tuple[int, int]:
+    """(CID, port) of the other end."""
+    match line.decode("ascii", "replace").split():
+        case ["ACCEPT", cid, port] if cid.isdigit() and port.isdigit():
+            return int(cid), int(port)
+    raise OSError(errno.EPROTO, f"the bridge sent {line[:40]!r}")
