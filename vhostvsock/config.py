@@ -42,7 +42,7 @@ class VmConfig:
     """One VM: its name for people, its CID, and the two sockets that lead to it."""
 
     name: str
-    cid: Cid
+    cid: Cid | None  # None: the lowest that is free when a front-end attaches
     socket: str
     uds_path: str
     socket_access: Access = Access()
@@ -55,12 +55,15 @@ class DaemonConfig:
 
     vms: tuple[VmConfig, ...]
     handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT
+    runtime_dir: str | None = None  # None: the usual place for this user
+    bridge_access: Access = Access()
+    parent: bool = True  # whether CID 2 leads to the hypervisor above, where this host is a VM itself
 
 
-_TOP_KEYS = {"handshake_timeout": (float, int), "vm": (list,)}
-_VM_KEYS: dict[str, type] = {
+_TOP_KEYS = ("bridge_mode", "bridge_owner", "handshake_timeout", "parent", "runtime_dir", "vm")
+_VM_KEYS: dict[str, type | tuple[type, ...]] = {
     "name": str,
-    "cid": int,
+    "cid": (int, str),
     "socket": str,
     "uds_path": str,
     "socket_mode": str,
@@ -68,6 +71,9 @@ _VM_KEYS: dict[str, type] = {
     "uds_mode": str,
     "uds_owner": str,
 }
+_TOP_TYPES: dict[str, type] = {"runtime_dir": str, "bridge_mode": str, "bridge_owner": str, "parent": bool}
+# In place of a CID: the lowest that is free in the domain of the VM's namespace.
+AUTO = "auto"
 _FLAGS = {"cid": "--guest-cid"}
 _REQUIRED = ("cid", "socket", "uds_path")
 _TYPE_NAMES = {
@@ -89,10 +95,12 @@ def from_flags(
     socket_mode: str | None = None,
     socket_owner: str | None = None,
     handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT,
+    runtime_dir: str | None = None,
+    parent: bool = True,
 ) -> DaemonConfig:
     """The configuration of a single VM, from the command line."""
     try:
-        number = Cid.parse(cid).value
+        number: int | str = cid if cid == AUTO else Cid.parse(cid).value
     except ValueError as error:
         raise ConfigError(f"--guest-cid: {error}") from None
     table: dict[str, Any] = {"cid": number, "socket": socket, "uds_path": uds_path}
@@ -100,7 +108,13 @@ def from_flags(
     table.update((key, value) for key, value in optional.items() if value is not None)
     vm = _vm_from_table(table, where="", base="", flags=True)
     _check_together([vm], "command line")
-    return DaemonConfig((vm,), checked_timeout(handshake_timeout, "--handshake-timeout"))
+    return DaemonConfig(
+        (vm,),
+        checked_timeout(handshake_timeout, "--handshake-timeout"),
+        runtime_dir,
+        vm.socket_access,
+        parent,
+    )
 
 
 def from_file(path: str) -> DaemonConfig:
@@ -130,7 +144,17 @@ def from_toml(text: bytes, *, source: str, base: str = "") -> DaemonConfig:
     vms = [_vm_from_table(table, where=_place(source, table, i), base=base) for i, table in enumerate(tables, 1)]
     _check_together(vms, source)
     timeout = checked_timeout(top.get("handshake_timeout", DEFAULT_HANDSHAKE_TIMEOUT), f"{source}: handshake_timeout")
-    return DaemonConfig(tuple(vms), timeout)
+    for key, wanted in _TOP_TYPES.items():
+        if key in top and type(top[key]) is not wanted:
+            raise ConfigError(f"{source}: {key} must be {_TYPE_NAMES[wanted]}")
+    runtime_dir = top.get("runtime_dir")
+    return DaemonConfig(
+        tuple(vms),
+        timeout,
+        None if runtime_dir is None else os.path.join(base, runtime_dir),
+        _access(top, "bridge", Access(), lambda key: f"{source}: {key}"),
+        top.get("parent", True),
+    )
 
 
 def _place(source: str, table: Mapping[str, Any], number: int) -> str:
@@ -151,25 +175,33 @@ def _vm_from_table(table: Mapping[str, Any], *, where: str, base: str, flags: bo
     _check_keys(table, _VM_KEYS, where)
     for key, value in table.items():
         wanted = _VM_KEYS[key]
-        if type(value) is not wanted:
+        if type(value) not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             got = _TYPE_NAMES.get(type(value), type(value).__name__)
-            raise ConfigError(f"{label(key)} must be {_TYPE_NAMES[wanted]}, not {got}")
+            need = f'a number or "{AUTO}"' if isinstance(wanted, tuple) else _TYPE_NAMES[wanted]
+            raise ConfigError(f"{label(key)} must be {need}, not {got}")
     for key in _REQUIRED:
         if key not in table:
             raise ConfigError(f"{label(key)} is missing")
     try:
-        cid = Cid(table["cid"])
+        if isinstance(table["cid"], str) and table["cid"] != AUTO:
+            raise ConfigError(f'{label("cid")} must be a number or "{AUTO}", not {table["cid"]!r}')
+        cid = None if table["cid"] == AUTO else Cid(table["cid"])
     except ValueError as error:
         raise ConfigError(f"{label('cid')}: {error}") from None
     socket_access = _access(table, "socket", Access(), label)
     return VmConfig(
-        name=_name(table.get("name", f"cid{cid}"), label("name")),
+        name=_name(table.get("name", _default_name(cid, table["socket"])), label("name")),
         cid=cid,
         socket=_path(table["socket"], base, SUN_PATH_BYTES, label("socket")),
         uds_path=_path(table["uds_path"], base, SUN_PATH_BYTES - LONGEST_PORT_SUFFIX, label("uds_path")),
         socket_access=socket_access,
         uds_access=_access(table, "uds", socket_access, label),
     )
+
+
+def _default_name(cid: Cid | None, socket: str) -> str:
+    """cid42; where the CID is not known yet, the name of the socket without its ending."""
+    return os.path.basename(socket).split(".")[0] or AUTO if cid is None else f"cid{cid}"
 
 
 def _name(name: str, label: str) -> str:
@@ -247,17 +279,16 @@ def checked_timeout(value: object, label: str) -> float:
 
 
 def _check_together(vms: list[VmConfig], source: str) -> None:
-    """No two VMs may share a name, a CID or a path, and no path may be one that another VM's guest can reach."""
+    """No two VMs may share a name or a path, and no path may be one that another VM's guest can reach.
+
+    CIDs may be the same: they belong to the namespaces in which the VMs' QEMUs will attach.
+    """
     names: dict[str, VmConfig] = {}
-    cids: dict[Cid, VmConfig] = {}
     paths: dict[str, tuple[VmConfig, str]] = {}
     for vm in vms:
         if vm.name in names:
             raise ConfigError(f"{source}: two VMs have the name {vm.name!r}", hint="give each VM a name of its own")
         names[vm.name] = vm
-        if vm.cid in cids:
-            raise ConfigError(f"{source}: vm {vm.name!r}: cid {vm.cid} is taken by vm {cids[vm.cid].name!r}")
-        cids[vm.cid] = vm
         for key, path in (("socket", vm.socket), ("uds_path", vm.uds_path)):
             for real, what in ((_real(path), key), (_real(path) + ".lock", f"lock file of {key}")):
                 if real in paths:

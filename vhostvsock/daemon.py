@@ -1,7 +1,8 @@
 """The daemon: start everything in order, run until told to stop, stop in reverse.
 
 Before: cli/run.py with a checked configuration. After: vm.py for each VM, native.py for the data plane.
-Order:  all sockets (each can fail, nothing is served yet) - engine - devices - events - front-ends - ready.
+Order:  registry - all sockets (each can fail, nothing is served yet) - engine - devices - events - front-ends and
+        bridge - ready.
 Rules:  - Ready is said when every socket listens and every device answers, and not before.
         - The first SIGTERM or SIGINT ends cleanly; a second one ends at once, by the kernel's default action.
 """
@@ -11,11 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from vhostvsock.config import DaemonConfig
+from vhostvsock.bridge import peers, places
+from vhostvsock.bridge.server import Bridge
+from vhostvsock.config import Access, DaemonConfig
+from vhostvsock.errors import SocketError
 from vhostvsock.native import EVENT_BATCH, Engine, Event
+from vhostvsock.registry.kernel import host_cid
+from vhostvsock.registry.store import Registry
+from vhostvsock.sockets import ListeningSocket
 from vhostvsock.systemd.notify import notify
 from vhostvsock.vm import ServedVm
 
@@ -37,6 +45,10 @@ class Daemon:
         self._vms: list[ServedVm] = []
         self._engine: Engine | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._asks: set[asyncio.Task[None]] = set()
+        self._registry: Registry | None = None
+        self._bridge: Bridge | None = None
+        self._bridge_sockets: list[ListeningSocket] = []
 
     async def run(self, on_ready: Callable[[str], None]) -> None:
         """Serve until a signal; `on_ready` gets the line to announce."""
@@ -61,8 +73,13 @@ class Daemon:
         stop.set()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._registry = registry = Registry(self._config.runtime_dir)
+        own_cid = host_cid if self._config.parent else lambda: None
+        self._bridge = bridge = Bridge(registry, lambda: self._vms, own_cid, connect_parent)
+        clients, others = self._listen_for_bridge(registry.directory)
+        registry.register_daemon(clients.path)
         for config in self._config.vms:
-            vm = ServedVm(config, self._config.handshake_timeout)
+            vm = ServedVm(config, self._config.handshake_timeout, registry, self._on_ask)
             self._vms.append(vm)
             vm.listen()
         self._engine = Engine()
@@ -73,6 +90,27 @@ class Daemon:
         for vm in self._vms:
             self._keep_going(vm.serve)
             self._keep_going(vm.revive, self._engine)
+        self._keep_going(bridge.serve, clients)
+        self._keep_going(peers.serve, others, bridge.take_over)
+
+    def _listen_for_bridge(self, directory: str) -> tuple[ListeningSocket, ListeningSocket]:
+        """The sockets for host applications and for other daemons."""
+        try:
+            places.prepare(directory)
+        except OSError as error:
+            where = places.bridge_directory(directory)
+            raise SocketError(f"cannot use {where}: {error.strerror}", hint="remove it, or mend its owner") from error
+        path = places.new_bridge_path(directory)
+        made = self._bridge_sockets
+        made.append(ListeningSocket(path, self._config.bridge_access))
+        made.append(ListeningSocket(places.peer_path(path), Access(), socket.SOCK_SEQPACKET))
+        return made[0], made[1]
+
+    def _on_ask(self, vm: ServedVm, token: int, guest_port: int, port: int) -> None:
+        assert self._bridge is not None
+        task = asyncio.create_task(self._bridge.guest_asks(vm, token, guest_port, port))
+        self._asks.add(task)
+        task.add_done_callback(self._asks.discard)
 
     def _keep_going(self, what: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         async def task() -> None:
@@ -99,14 +137,31 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._engine is not None:
             self._engine.stop_events()
+        for task in self._asks:
+            task.cancel()
         for vm in reversed(self._vms):
             await vm.stop()
+        for listening in self._bridge_sockets:
+            listening.close()
+        if self._registry is not None:
+            self._registry.close()
         if self._engine is not None:
             events: Sequence[Event] = list(self._engine.drain(EVENT_BATCH))
             for event in events:
                 self._handle_event(event)
             await asyncio.to_thread(self._engine.close)
         _log.info("stopped")
+
+
+def connect_parent(cid: int, port: int) -> socket.socket:
+    """A connection to the hypervisor above this host, or to a VM beside it. Blocks as long as connect(2) does."""
+    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        sock.connect((cid, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _ready_line(vms: list[ServedVm]) -> str:

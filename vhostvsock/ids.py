@@ -48,7 +48,7 @@ class Cid:
     @classmethod
     def parse(cls, text: str) -> Cid:
         """A CID as people write it: decimal, or hexadecimal with 0x."""
-        return cls(_parse_number(text, "CID"))
+        return cls(parse_number(text, "CID"))
 
     def __str__(self) -> str:
         return str(self.value)
@@ -70,13 +70,14 @@ class Port:
     @classmethod
     def parse(cls, text: str) -> Port:
         """A port as people write it: decimal, or hexadecimal with 0x."""
-        return cls(_parse_number(text, "port"))
+        return cls(parse_number(text, "port"))
 
     def __str__(self) -> str:
         return str(self.value)
 
 
-def _parse_number(text: str, what: str) -> int:
+def parse_number(text: str, what: str) -> int:
+    """A number as people write it: decimal, or hexadecimal with 0x. `what` names it in the error."""
     # int() alone would also take "1_000", " 5 " and digits of other scripts.
     if not text.isascii() or text != text.strip() or "_" in text:
         raise ValueError(f"{what} {text!r} is not a number")

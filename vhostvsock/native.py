@@ -53,7 +53,10 @@ class _Lib(Protocol):
     def vhv_engine_set_log_level(self, engine: int, level: int, err: Any) -> int: ...
     def vhv_next_event(self, engine: int, event: Any, err: Any) -> int: ...
     def vhv_device_new(self, engine: int, config: Any, device: Any, err: Any) -> int: ...
-    def vhv_device_attach(self, device: int, fd: int, err: Any) -> int: ...
+    def vhv_device_attach(self, device: int, fd: int, admission: Any, err: Any) -> int: ...
+    def vhv_device_connect(self, device: int, fd: int, port: int, err: Any) -> int: ...
+    def vhv_device_answer(self, device: int, token: int, fd: int, err: Any) -> int: ...
+    def vhv_device_netns(self, device: int, netns: int, local: int, err: Any) -> int: ...
     def vhv_device_stats(self, device: int, stats: Any, err: Any) -> int: ...
     def vhv_stat_name(self, index: int) -> Any: ...
     def vhv_device_free(self, device: int, err: Any) -> int: ...
@@ -72,16 +75,43 @@ class EventKind(enum.IntEnum):
     STARTED = 3  # both rings run
     STOPPED = 4  # the guest's driver is gone or paused
     FAULT = 5  # the device's thread died; the text says why
+    ASK = 6  # the guest asks for a port that nobody of its own has; answer under `token`
+    NETNS = 7  # the mode of a client's namespace is unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened in the data plane; `device` is the handle of the one it happened to, or 0."""
+    """Something that happened in the data plane; `device` is the handle of the one it happened to, or 0.
+
+    ASK: `value` has the port asked for in its lower 32 bits, and that of the guest's socket above them. NETNS: `value` is
+    the namespace's cookie, and `sock` a socket made in it, which the receiver closes.
+    """
 
     kind: EventKind
     level: int
     device: int
     text: str
+    token: int = 0
+    value: int = 0
+    sock: socket.socket | None = None
+
+
+class Scope(enum.IntEnum):
+    """Whose clients may see a VM."""
+
+    EVERYONE = 0
+    GLOBAL = 1  # those of all global namespaces
+    LOCAL = 2  # those of its own namespace
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """On which terms a front-end is attached. Without any: the configured CID, seen by everyone."""
+
+    cid: Cid | None = None
+    scope: Scope = Scope.EVERYONE
+    netns: int = 0
+    asks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +218,16 @@ class Engine(_Handle):
         if _call("cannot read events", _lib.vhv_next_event, self.handle, record) == 0:
             return None
         text = _ffi.string(record.text).decode("utf-8", "replace")
-        return Event(EventKind(record.kind), int(record.level), int(record.device), text)
+        sock = socket.socket(fileno=record.fd) if record.fd >= 0 else None
+        return Event(
+            EventKind(record.kind),
+            int(record.level),
+            int(record.device),
+            text,
+            int(record.token),
+            int(record.value),
+            sock,
+        )
 
     def drain(self, limit: int) -> Iterator[Event]:
         """Up to `limit` events that wait."""
@@ -253,13 +292,35 @@ class Device(_Handle):
     def __enter__(self) -> Device:
         return self
 
-    def attach(self, front_end: socket.socket) -> None:
+    def attach(self, front_end: socket.socket, admission: Admission | None = None) -> None:
         """Give a connected vhost-user socket to the device, which owns it from now on.
 
         Raises BusyError while another front-end is attached; the socket is closed then, too.
         """
         handle = self.handle
-        _call(f"vm {self.name}: cannot attach the front-end", _lib.vhv_device_attach, handle, front_end.detach())
+        terms = admission or Admission()
+        record = _ffi.new("VhvAdmission *")
+        record.guest_cid = 0 if terms.cid is None else terms.cid.value
+        record.scope, record.netns, record.asks = int(terms.scope), terms.netns, int(terms.asks)
+        what = f"vm {self.name}: cannot attach the front-end"
+        _call(what, _lib.vhv_device_attach, handle, front_end.detach(), record)
+
+    def connect(self, client: socket.socket, port: int) -> None:
+        """Connect a client of the bridge to a port of the guest; the device owns the socket and answers on it."""
+        handle = self.handle
+        what = f"vm {self.name}: cannot connect a client"
+        _call(what, _lib.vhv_device_connect, handle, client.detach(), port)
+
+    def answer(self, token: int, sock: socket.socket | None) -> None:
+        """Answer an ASK: with a socket that leads to the application that listens, or with None."""
+        handle = self.handle
+        fd = -1 if sock is None else sock.detach()
+        _call(f"vm {self.name}: cannot answer the guest", _lib.vhv_device_answer, handle, token, fd)
+
+    def learn_netns(self, netns: int, local: bool) -> None:
+        """Answer a NETNS: whether the namespace with this cookie is local."""
+        what = f"vm {self.name}: cannot tell of a namespace"
+        _call(what, _lib.vhv_device_netns, self.handle, netns, int(local))
 
     def stats(self) -> dict[str, int]:
         """Everything the device counts, by name."""

@@ -27,17 +27,17 @@ _DIR_HINT = "create the directory, or choose another path"
 
 
 class ListeningSocket:
-    """A bound, listening, non-blocking UNIX stream socket together with the lock on its path.
+    """A bound, listening, non-blocking UNIX socket, of a stream if nothing else is said, together with the lock on its path.
 
     Non-blocking is a property of the open socket, so duplicates of the descriptor share it.
     """
 
-    def __init__(self, path: str, access: Access) -> None:
+    def __init__(self, path: str, access: Access, kind: socket.SocketKind = socket.SOCK_STREAM) -> None:
         self.path = path
         self._lock = _PathLock(path)
         try:
             _clear_stale(path)
-            self.sock, self._identity = _bind(path, access)
+            self.sock, self._identity = _bind(path, access, kind)
         except BaseException:
             self._lock.release()
             raise
@@ -144,7 +144,7 @@ def _clear_stale(path: str) -> None:
         raise SocketError(f"cannot use {path}: {error.strerror}", hint=_DIR_HINT) from error
     if not stat.S_ISSOCK(found.st_mode):
         raise SocketError(f"{path} exists and is not a socket", hint="remove it yourself, or choose another path")
-    if _is_alive(path):
+    if is_alive(path):
         pid = _listener_pid(path)
         raise SocketInUseError(
             f"{path} is served by another program, {_name_process(pid)}",
@@ -159,7 +159,7 @@ def _clear_stale(path: str) -> None:
         raise SocketError(f"cannot remove the stale socket {path}: {error.strerror}") from error
 
 
-def _is_alive(path: str) -> bool:
+def is_alive(path: str) -> bool:
     """Whether any process has the socket open.
 
     Asked with a datagram socket: the kernel answers ECONNREFUSED where nobody has it, and EPROTOTYPE where a stream
@@ -210,8 +210,8 @@ def _name_process(pid: int | None) -> str:
         return f"pid {pid}"
 
 
-def _bind(path: str, access: Access) -> tuple[socket.socket, tuple[int, int]]:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+def _bind(path: str, access: Access, kind: socket.SocketKind) -> tuple[socket.socket, tuple[int, int]]:
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     try:
         # The mode is given at birth, through the umask: a chmod by name afterwards could be led elsewhere.
         old = os.umask(0o777 & ~access.mode)

@@ -2,7 +2,9 @@
 
 Before: daemon.py makes one per configured VM and passes on the device's events. After: native.py takes over each
         accepted vhost-user connection.
-Rules:  - One front-end at a time. The next one may come before the end of the last is noticed (QEMU started again by
+Rules:  - A VM has its CID, and belongs to the network namespace in which its front-end made its socket, from the moment
+          that a front-end is attached until it is gone. A CID that is taken turns the front-end away.
+        - One front-end at a time. The next one may come before the end of the last is noticed (QEMU started again by
           a script), so it waits a little before it is refused.
         - Whatever happens to this VM's device, the sockets stay and the device comes back; other VMs notice nothing.
 """
@@ -10,13 +12,21 @@ Rules:  - One front-end at a time. The next one may come before the end of the l
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
+from collections.abc import Callable
+from typing import Any
 
 from vhostvsock.config import VmConfig
-from vhostvsock.errors import NativeError
-from vhostvsock.native import Device, DeviceConfig, Engine, Event, EventKind
+from vhostvsock.errors import NativeError, VhostvsockError
+from vhostvsock.ids import Cid
+from vhostvsock.native import Admission, Device, DeviceConfig, Engine, Event, EventKind, Scope
+from vhostvsock.registry.errors import Refused, RegistryError
+from vhostvsock.registry.records import Claim
+from vhostvsock.registry.rules import Mode, NetnsId, may_reach
+from vhostvsock.registry.store import Registry
 from vhostvsock.sockets import ListeningSocket, peer_credentials
 
 # How long a front-end waits for its predecessor to be gone.
@@ -28,12 +38,18 @@ ACCEPT_PAUSE_SECONDS = 0.2
 
 _log = logging.getLogger("vhostvsock.vm")
 
+# (VM, token, port of the guest's socket, port asked for)
+AskHandler = Callable[["ServedVm", int, int, int], None]
+
 
 class ServedVm:
     """A VM that is served: create, `start`, then run `serve` and `revive` as tasks; `stop` at the end."""
 
-    def __init__(self, config: VmConfig, handshake_timeout: float) -> None:
+    def __init__(self, config: VmConfig, handshake_timeout: float, registry: Registry, on_ask: AskHandler) -> None:
         self.config = config
+        self.claim: Claim | None = None
+        self._registry = registry
+        self._on_ask = on_ask
         self._handshake_timeout = handshake_timeout
         self._front_ends: ListeningSocket | None = None
         self._clients: ListeningSocket | None = None
@@ -52,7 +68,7 @@ class ServedVm:
         self._device = engine.new_device(
             DeviceConfig(
                 name=self.config.name,
-                cid=self.config.cid,
+                cid=self.config.cid or Cid(3),  # each front-end is told the one that was claimed for it
                 hybrid_listener=self._clients.fileno(),
                 uds_path=self.config.uds_path,
                 handshake_timeout_ms=max(1, round(self._handshake_timeout * 1000)),
@@ -68,15 +84,23 @@ class ServedVm:
     def handle_event(self, event: Event) -> None:
         """Follow the device's state, and log what it tells."""
         if event.kind is EventKind.DETACHED:
+            self._release()
             self._free.set()
             self._say(logging.INFO, f"front-end gone: {event.text}" if event.text else "front-end gone")
         elif event.kind is EventKind.ATTACHED:
             self._say(logging.INFO, "front-end attached")
         elif event.kind is EventKind.STARTED:
             self._say(logging.INFO, "the guest's driver is up")
+            self._note_running(True)
         elif event.kind is EventKind.STOPPED:
             self._say(logging.INFO, "the guest's driver is down")
+            self._note_running(False)
+        elif event.kind is EventKind.ASK:
+            self._on_ask(self, event.token, event.value >> 32, event.value & 0xFFFF_FFFF)
+        elif event.kind is EventKind.NETNS:
+            self._look_up(event)
         elif event.kind is EventKind.FAULT:
+            self._release()
             self._free.clear()
             self._faulted.set()
             self._say(logging.ERROR, f"the device failed and is made anew: {event.text}")
@@ -115,8 +139,92 @@ class ServedVm:
             return
         assert self._device is not None
         self._say(logging.DEBUG, f"front-end of pid {pid} (uid {uid}) connected")
-        self._device.attach(sock)
+        try:
+            netns = self._registry.modes.admit(sock)
+            self._release()
+            cid = None if self.config.cid is None else self.config.cid.value
+            self.claim = claim = self._registry.claim(netns, cid, self.config.name)
+        except Refused as error:
+            self._say(logging.ERROR, f"front-end of pid {pid} refused: {error}")
+            return
+        except VhostvsockError as error:
+            hint = f" ({error.hint})" if error.hint else ""
+            self._say(logging.ERROR, f"front-end of pid {pid} refused: {error}{hint}")
+            return
+        local = claim.domain.owner is not None
+        terms = Admission(claim.cid, Scope.LOCAL if local else Scope.GLOBAL, netns.cookie, asks=True)
+        try:
+            self._device.attach(sock, terms)
+        except NativeError:
+            self._release()
+            raise
         self._free.clear()
+        if self.config.cid is None:
+            self._say(logging.INFO, f"the guest has CID {claim.cid}")
+
+    # The registry ---------------------------------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        """The VM is gone: its CID is free."""
+        claim, self.claim = self.claim, None
+        if claim is not None:
+            try:
+                self._registry.release(claim)
+            except RegistryError as error:
+                self._say(logging.ERROR, f"CID {claim.cid} is not free yet: {error}")
+
+    def _note_running(self, running: bool) -> None:
+        if self.claim is not None:
+            try:
+                self.claim = self._registry.set_running(self.claim, running)
+            except RegistryError as error:
+                self._say(logging.ERROR, f"other daemons do not know that the guest's driver changed: {error}")
+
+    def _look_up(self, event: Event) -> None:
+        """A client of a namespace that the device does not know."""
+        try:
+            netns = NetnsId(event.value) if event.sock is None else self._registry.modes.admit(event.sock)
+            mode = self._registry.modes.state(netns).mode
+            if self._device is not None:
+                self._device.learn_netns(event.value, mode is Mode.LOCAL)
+        except VhostvsockError as error:
+            self._say(logging.ERROR, f"a client's namespace cannot be looked up: {error}")
+        finally:
+            if event.sock is not None:
+                event.sock.close()
+
+    def connect(self, client: socket.socket, port: int) -> None:
+        """Connect a client of the bridge, which may see this VM, to a port of the guest."""
+        if self._device is None:
+            raise Refused(errno.EHOSTUNREACH, f"VM {self.config.name!r} is being made anew")
+        # The caller keeps its own descriptor, and closes it.
+        self._device.connect(client.dup(), port)
+
+    def answer(self, token: int, sock: socket.socket | None) -> None:
+        """Answer what the guest asked for; the device owns the socket from now on."""
+        if self._device is not None:
+            self._device.answer(token, sock)
+        elif sock is not None:
+            sock.close()
+
+    def row(self, viewer: NetnsId, mode: Mode) -> dict[str, Any] | None:
+        """What `vhostvsock ls` shows a viewer; None where it may not see the VM."""
+        claim = self.claim
+        if claim is None:
+            return None
+        own = Mode.GLOBAL if claim.domain.owner is None else Mode.LOCAL
+        if not may_reach(viewer, mode, claim.netns, own):
+            return None
+        connections = 0 if self._device is None else self._device.stats()["connections"]
+        return {
+            "name": claim.name,
+            "cid": claim.cid.value,
+            "netns": claim.netns.cookie,
+            "mode": own.value,
+            "state": "running" if claim.running else "attached",
+            "connections": connections,
+            "pid": claim.daemon.pid,
+        }
 
     async def revive(self, engine: Engine) -> None:
         """Make the device again whenever it failed."""
@@ -144,13 +252,18 @@ class ServedVm:
     async def stop(self) -> None:
         """End the device and remove the sockets. May be called at any stage, and twice."""
         await self._close_device()
+        self._release()
         for listening in (self._clients, self._front_ends):
             if listening is not None:
                 listening.close()
 
     def describe(self) -> str:
         """For the line that says ready."""
-        return f"{self.config.name} cid {self.config.cid} {os.path.abspath(self.config.socket)}"
+        return f"{self.config.name} cid {self.config.cid or 'auto'} {os.path.abspath(self.config.socket)}"
+
+    def _cid(self) -> int | str:
+        cid = self.config.cid if self.claim is None else self.claim.cid
+        return "auto" if cid is None else cid.value
 
     def _say(self, level: int, text: str) -> None:
-        _log.log(level, "%s", text, extra={"fields": {"vm": self.config.name, "cid": self.config.cid.value}})
+        _log.log(level, "%s", text, extra={"fields": {"vm": self.config.name, "cid": self._cid()}})

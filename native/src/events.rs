@@ -43,14 +43,16 @@ pub enum Kind {
     Stopped = 4,
     /// The device's thread ended by a fault of its own.
     Fault = 5,
-    /// The guest asks for port `value`, where no host application of its own listens. To be answered under `token`.
+    /// The guest asks for a port where no host application of its own listens. To be answered under `token`. `value` has
+    /// the port in its lower half, and that of the guest's socket in the upper one.
     Ask = 6,
-    /// A client belongs to the network namespace with cookie `value`, of which the device knows nothing yet.
+    /// A client belongs to the network namespace with cookie `value`, of which the device knows nothing yet. `fd` is its
+    /// socket.
     Netns = 7,
 }
 
 /// One piece of news.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Event {
     /// The device that it is about.
     pub device: u64,
@@ -62,6 +64,8 @@ pub struct Event {
     pub token: u64,
     /// A number; what it means depends on the kind.
     pub value: u64,
+    /// A descriptor that goes with it; closed with an event that nobody reads.
+    pub fd: Option<OwnedFd>,
     /// For people.
     pub text: String,
 }
@@ -151,13 +155,13 @@ impl Log {
 
     /// A change in the device's life.
     pub fn state(&self, kind: Kind, level: Level, text: impl Into<String>) {
-        self.events.push(Event { device: self.device, kind, level, token: 0, value: 0, text: text.into() });
+        self.events.push(Event { device: self.device, kind, level, token: 0, value: 0, fd: None, text: text.into() });
     }
 
     /// A question to the control plane.
-    pub fn ask(&self, kind: Kind, token: u64, value: u64) {
+    pub fn ask(&self, kind: Kind, token: u64, value: u64, fd: Option<OwnedFd>) {
         let text = String::new();
-        self.events.push(Event { device: self.device, kind, level: Level::Debug, token, value, text });
+        self.events.push(Event { device: self.device, kind, level: Level::Debug, token, value, fd, text });
     }
 
     /// A line that only the operator or ourselves can cause.

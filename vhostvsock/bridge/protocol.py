@@ -10,6 +10,8 @@ import errno
 import os
 from dataclasses import dataclass
 
+from vhostvsock.registry.errors import Refused
+
 # "LISTEN 4294967295 4294967295 4294967295\n" is 41 bytes.
 LINE_LIMIT = 64
 # "ERR ESOCKTNOSUPPORT " and a sentence.
@@ -20,13 +22,6 @@ DEFAULT_BACKLOG = 128
 
 # What a listening application says for each connection that it took.
 TAKEN = b"TAKEN\n"
-
-
-class Refused(OSError):
-    """A request that is refused: an errno, and one sentence that says why."""
-
-    def __init__(self, number: int, sentence: str) -> None:
-        super().__init__(number, sentence)
 
 
 @dataclass(frozen=True, slots=True)

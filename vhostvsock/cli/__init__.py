@@ -9,12 +9,13 @@ Rules:  - Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from vhostvsock import __version__
-from vhostvsock.cli import connect_args, run_args
+from vhostvsock.cli import connect_args, listen_args, ls_args, run_args
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.log import complain
 
@@ -54,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run_args.add(commands)
     connect_args.add(commands)
+    listen_args.add(commands)
+    ls_args.add(commands)
     return top
 
 
@@ -61,13 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = parser().parse_args(argv)
     try:
-        if args.command == "run":
-            from vhostvsock.cli import run
-
-            return run.main(args)
-        from vhostvsock.cli import connect
-
-        return connect.main(args)
+        # Only the file of the command is imported.
+        command = importlib.import_module(f"vhostvsock.cli.{args.command}")
+        return int(command.main(args))
     except VhostvsockError as error:
         complain(str(error), error.hint)
         return error.exit_code

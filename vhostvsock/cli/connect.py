@@ -7,6 +7,7 @@ Rule:   nothing of stdin is sent before the guest has answered, so that a refusa
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import select
@@ -14,10 +15,11 @@ import signal
 import socket
 import time
 
+from vhostvsock import client
 from vhostvsock.cli.handshake import Answer, HandshakeError, request
 from vhostvsock.cli.relay import OutputGoneError, Relay
 from vhostvsock.errors import ConfigError, ConnectError
-from vhostvsock.ids import Port
+from vhostvsock.ids import Port, parse_number
 from vhostvsock.log import complain
 
 
@@ -26,24 +28,46 @@ def main(args: argparse.Namespace) -> int:
         port = Port.parse(args.port)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    path = args.uds or os.environ.get("VHOSTVSOCK_UDS", "")
-    if not path:
-        raise ConfigError("which VM? Neither --uds nor VHOSTVSOCK_UDS is given", hint="add --uds PATH, the VM's socket")
     if not (math.isfinite(args.timeout) and args.timeout >= 0):
         raise ConfigError(f"--timeout: {args.timeout} is not a number of seconds")
     # An interrupt ends us as it ends cat: by the signal, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if args.cid is not None:
+        if args.uds is not None:
+            raise ConfigError("CID and --uds exclude each other", hint="--uds names the VM's socket, CID the VM itself")
+        with _by_cid(args.cid, port, args.timeout or None) as sock:
+            return _join(sock, b"")
+    path = args.uds or os.environ.get("VHOSTVSOCK_UDS", "")
+    if not path:
+        raise ConfigError("which VM? Neither CID nor --uds is given", hint="vhostvsock connect CID PORT")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        answer = _open(sock, path, port, args.timeout or None)
-        relay = Relay(sock, 0, 1, answer.rest)
-        try:
-            relay.run()
-        except OutputGoneError:
-            return 1  # as with any filter piped into `head`: quiet
+        return _join(sock, _open(sock, path, port, args.timeout or None).rest)
+
+
+def _join(sock: socket.socket, first: bytes) -> int:
+    """Join stdin and stdout to the connection; the exit code."""
+    relay = Relay(sock, 0, 1, first)
+    try:
+        relay.run()
+    except OutputGoneError:
+        return 1  # as with any filter piped into `head`: quiet
     if relay.unsent:
-        complain("the guest closed the connection before it had read all input")
+        complain("the other side closed the connection before it had read all input")
         return 1
     return 0
+
+
+def _by_cid(text: str, port: Port, timeout: float | None) -> socket.socket:
+    """A connection that some daemon of this host makes."""
+    try:
+        cid = parse_number(text, "CID")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    try:
+        return client.connect(cid, port.value, timeout=timeout)
+    except OSError as error:
+        name = errno.errorcode.get(error.errno or 0, "")
+        raise ConnectError(f"cannot connect to port {port} of CID {cid}: {error.strerror or error} ({name})") from error
 
 
 def _open(sock: socket.socket, path: str, port: Port, timeout: float | None) -> Answer:

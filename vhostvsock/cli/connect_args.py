@@ -15,15 +15,21 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Join stdin and stdout to a port of a guest, byte for byte, like a netcat.
 
+With CID and PORT, the guest is found by its CID, as this network namespace sees it: any daemon of this host is asked.
+CID 1 is this host itself. With PORT alone, the guest is the one behind a socket that is named by --uds.
+
 The end of stdin is passed on (half-close) and the guest's remaining output is still written. When the guest ends its
 side, stdout is closed; the command ends when both sides have ended, or the guest closed the connection altogether.
 """
 
 _EPILOG = """\
 environment:
-  VHOSTVSOCK_UDS  the socket to use where --uds is not given
+  VHOSTVSOCK_UDS          the socket to use where neither --uds nor CID is given
+  VHOSTVSOCK_RUNTIME_DIR  where the daemons' sockets are, if not in the usual place
 
 examples:
+  vhostvsock connect 42 1234
+  ip netns exec blue vhostvsock connect 42 1234
   vhostvsock connect --uds v.sock 1234
   tar c /etc | vhostvsock connect --uds v.sock 5000
   ssh -o ProxyCommand='vhostvsock connect --uds v.sock 22' root@guest
@@ -57,4 +63,5 @@ def add(commands: Subparsers) -> None:
         default=10.0,
         help="how long to wait for the guest's answer; 0: for ever (default: 10)",
     )
+    command.add_argument("cid", metavar="CID", nargs="?", help="CID of the guest, or 1 for this host")
     command.add_argument("port", metavar="PORT", help="port of the guest, 0 to 4294967294")

@@ -37,9 +37,12 @@ def configuration(args: argparse.Namespace) -> DaemonConfig:
         if given:
             raise ConfigError(f"--config and {given[0]} exclude each other", hint=f"put {given[0]} into the file")
         found = config.from_file(args.config)
-        if timeout is None:
-            return found
-        return dataclasses.replace(found, handshake_timeout=config.checked_timeout(timeout, "--handshake-timeout"))
+        if timeout is not None:
+            timeout = config.checked_timeout(timeout, "--handshake-timeout")
+            found = dataclasses.replace(found, handshake_timeout=timeout)
+        if args.runtime_dir is not None:
+            found = dataclasses.replace(found, runtime_dir=args.runtime_dir)
+        return dataclasses.replace(found, parent=False) if args.no_parent else found
     missing = [_flag(name) for name in _NEEDED if getattr(args, name) is None]
     if missing:
         raise ConfigError(
@@ -54,6 +57,8 @@ def configuration(args: argparse.Namespace) -> DaemonConfig:
         socket_mode=args.socket_mode,
         socket_owner=args.socket_owner,
         handshake_timeout=config.DEFAULT_HANDSHAKE_TIMEOUT if timeout is None else timeout,
+        runtime_dir=args.runtime_dir,
+        parent=not args.no_parent,
     )
 
 

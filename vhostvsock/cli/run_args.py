@@ -40,10 +40,14 @@ examples:
   several VMs, vhostvsock.toml:
 
   handshake_timeout = 5.0             # seconds; optional
+  bridge_mode = "0666"                # optional; who may ask by CID; default "0600"
+  bridge_owner = ":users"             # optional
+  runtime_dir = "/run/vhostvsock"     # optional
+  parent = true                       # optional; false is --no-parent
 
   [[vm]]
   name = "web"                        # for the log; default: cidNUMBER
-  cid = 42
+  cid = 42                            # or "auto": the lowest that is free
   socket = "/run/vhostvsock/web.vhost"
   uds_path = "/run/vhostvsock/web.vsock"
   socket_mode = "0660"                # optional; default "0600"
@@ -74,7 +78,7 @@ def add(commands: Subparsers) -> None:
     several.add_argument("-c", "--config", metavar="FILE", help="TOML file that lists the VMs; see below")
     one = command.add_argument_group("one VM")
     one.add_argument(
-        "--guest-cid", metavar="CID", help="the guest's context id, 3 to 4294967294; decimal, or hexadecimal with 0x"
+        "--guest-cid", metavar="CID", help="the guest's context id, 3 to 4294967294, or `auto` for the lowest free one"
     )
     one.add_argument("--socket", metavar="PATH", help="the vhost-user socket that QEMU connects to")
     one.add_argument(
@@ -92,6 +96,17 @@ def add(commands: Subparsers) -> None:
         metavar="SECONDS",
         type=float,
         help="how long a host application may take over its CONNECT line (default: 5)",
+    )
+    command.add_argument(
+        "--runtime-dir",
+        metavar="DIR",
+        help="where the registry and the bridge are (default: $VHOSTVSOCK_RUNTIME_DIR, or /run/vhostvsock for root, "
+        "or $XDG_RUNTIME_DIR/vhostvsock, or /tmp/vhostvsock-UID)",
+    )
+    command.add_argument(
+        "--no-parent",
+        action="store_true",
+        help="CID 2 is this host even where it is a VM itself; nothing goes to the hypervisor above",
     )
     command.add_argument(
         "-v",

@@ -127,10 +127,11 @@ impl Hosts {
             Judgement::Hidden => self.refuse_unseen(host),
             Judgement::Unknown { netns, first } => {
                 stream.phase = Phase::Parked(port);
-                self.set_deadline(host, now + NETNS_TIMEOUT);
                 if first {
-                    self.log.ask(Kind::Netns, 0, netns);
+                    // Without the descriptor, for want of descriptors, the answer is less well founded.
+                    self.log.ask(Kind::Netns, 0, netns, stream.fd.try_clone().ok());
                 }
+                self.set_deadline(host, now + NETNS_TIMEOUT);
             }
         }
     }
@@ -236,7 +237,8 @@ impl Hosts {
             // Nobody there: but perhaps somebody listens through the bridge.
             Err(Errno::NOENT | Errno::CONNREFUSED) if self.asks => {
                 self.mux.set_deadline(conn, now + LISTENER_TIMEOUT);
-                self.log.ask(Kind::Ask, conn.to_u64(), u64::from(port.0));
+                let from = self.mux.guest_port(conn).map_or(0, |port| port.0);
+                self.log.ask(Kind::Ask, conn.to_u64(), (u64::from(from) << 32) | u64::from(port.0), None);
             }
             Err(_) => {
                 self.stats.refused_no_listener.add(1);

@@ -15,7 +15,7 @@ use crate::stats::Stats;
 use crate::timers::MILLISECOND;
 use guard::{ERR_BUSY, ERR_PANIC, Failed, copy_text, guard};
 use std::ffi::{CStr, c_char};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 pub use guard::VhvError;
@@ -26,16 +26,19 @@ pub struct VhvEvent {
     /// Handle of the device that it is about.
     pub device: u64,
     /// What it is about: 0 a log line, 1 front-end attached, 2 detached, 3 rings started, 4 stopped, 5 fault, 6 the guest
-    /// asks for port `value` ([`vhv_device_answer`]), 7 network namespace `value` is unknown ([`vhv_device_netns`]).
+    /// asks for a port ([`vhv_device_answer`]): that in the lower half of `value`, its own in the upper one; 7 network
+    /// namespace `value` is unknown ([`vhv_device_netns`]), `fd` is a socket made in it.
     pub kind: u32,
     /// How important it is, in the numbers of Python's logging.
     pub level: u32,
     /// Names what is asked about, in the answer.
     pub token: u64,
-    /// A port or a cookie; see `kind`.
+    /// Ports or a cookie; see `kind`.
     pub value: u64,
+    /// A descriptor that the caller owns from now on, or -1.
+    pub fd: i32,
     /// For people, UTF-8 with a NUL at the end.
-    pub text: [c_char; 480],
+    pub text: [c_char; 476],
 }
 
 /// What a device is made of. Zero stands for the default where nothing else is said.
@@ -163,6 +166,7 @@ pub unsafe extern "C" fn vhv_next_event(engine: u64, event: *mut VhvEvent, err: 
             let Some(event) = handle::engine(engine)?.pop() else { return Ok(0) };
             (record.device, record.kind, record.level) = (event.device, event.kind as u32, event.level as u32);
             (record.token, record.value) = (event.token, event.value);
+            record.fd = event.fd.map_or(-1, IntoRawFd::into_raw_fd);
             copy_text(&event.text, &mut record.text);
             Ok(1)
         })

@@ -399,6 +399,11 @@ impl Mux {
         self.conns.get(id).is_some_and(Connection::is_open_to_guest)
     }
 
+    /// The port of the guest's end.
+    pub fn guest_port(&self, id: Id) -> Option<GuestPort> {
+        self.conns.get(id).map(|conn| conn.key.guest)
+    }
+
     /// The port of the host's end.
     pub fn host_port(&self, id: Id) -> Option<HostPort> {
         self.conns.get(id).map(|conn| conn.key.host)

@@ -1,0 +1,88 @@
+"""From daemon to daemon: a connected descriptor goes to the one that serves the VM, or whose application listens.
+
+Before: server.py found out that another daemon of the host is concerned. After: that one's server.py goes on with it.
+Rules:  - the bytes of a connection never pass through two daemons: the descriptor is handed over, and forgotten here.
+        - one message, one answer, with a deadline: a daemon that hangs costs others no more than that.
+        - only the same user, or root, may hand something over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+from vhostvsock.bridge.lines import readable, recv_with, send_with
+from vhostvsock.bridge.protocol import ANSWER_LIMIT, error_line, parse_answer
+from vhostvsock.sockets import ListeningSocket, peer_credentials
+
+HAND_OVER_SECONDS = 2.0
+_MESSAGE_LIMIT = 128
+
+_log = logging.getLogger("vhostvsock.bridge")
+
+# Words of a message and the descriptor that came with it; raises OSError where it cannot be taken.
+Handler = Callable[[list[str], socket.socket], None]
+
+
+async def hand_over(path: str, words: list[str], connection: socket.socket) -> None:
+    """Give `connection` to the daemon at `path`. Raises OSError where that one does not take it; closes nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
+        sock.connect(path)
+        send_with(sock, " ".join(words).encode(), [connection.fileno()])
+        try:
+            async with asyncio.timeout(HAND_OVER_SECONDS):
+                await readable(sock)
+        except TimeoutError:
+            raise TimeoutError(errno.ETIMEDOUT, "the daemon that serves it does not answer") from None
+        parse_answer(sock.recv(ANSWER_LIMIT).rstrip(b"\n"))
+
+
+async def serve(listening: ListeningSocket, handler: Handler) -> None:
+    """Take what other daemons hand over, for ever."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+    try:
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listening.sock)
+            except OSError as error:
+                _log.error("cannot accept another daemon: %s", error.strerror)
+                await asyncio.sleep(0.2)
+                continue
+            task = asyncio.create_task(_one(sock, handler))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _one(sock: socket.socket, handler: Handler) -> None:
+    with sock, contextlib.suppress(OSError, TimeoutError):
+        _, uid, _ = peer_credentials(sock)
+        if uid not in (0, os.geteuid()):
+            _log.warning("uid %d may not hand connections over", uid)
+            return
+        async with asyncio.timeout(HAND_OVER_SECONDS):
+            await readable(sock)
+        data, sockets = recv_with(sock, _MESSAGE_LIMIT)
+        try:
+            sock.send(_answer(data, sockets, handler), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        finally:
+            for each in sockets:
+                each.close()
+
+
+def _answer(data: bytes, sockets: list[socket.socket], handler: Handler) -> bytes:
+    try:
+        if len(sockets) != 1:
+            raise OSError(errno.EPROTO, "a message comes with one descriptor")
+        handler(data.decode("ascii", "replace").split(), sockets[0])
+    except OSError as error:
+        return error_line(error)
+    return b"OK 0\n"

@@ -1,0 +1,239 @@
+"""The bridge of one daemon: what a host application asks for, and what becomes of it.
+
+Before: daemon.py listens; protocol.py reads the line; the registry knows who may reach whom. After: the descriptor is with
+        the native device, the listening application, or another daemon, and is forgotten here.
+Rules:  - who a client is, the kernel says: the namespace of its socket, its user.
+        - an answer is Linux's errno; what the client may not see looks as if it did not exist.
+        - no client can hold up another: each has a task and a deadline until its request is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import random
+import socket
+from collections.abc import Callable, Iterable
+
+from vhostvsock.bridge import peers
+from vhostvsock.bridge.lines import read_line, send_with
+from vhostvsock.bridge.listeners import BridgeListener
+from vhostvsock.bridge.places import peer_path
+from vhostvsock.bridge.privilege import may_bind_low_ports
+from vhostvsock.bridge.protocol import (
+    LINE_LIMIT,
+    VERSION,
+    Connect,
+    List,
+    Listen,
+    Version,
+    error_line,
+    ok_line,
+    parse,
+)
+from vhostvsock.errors import VhostvsockError
+from vhostvsock.ids import CID_HOST, CID_LOCAL
+from vhostvsock.registry.errors import Refused
+from vhostvsock.registry.records import Claim, Listener
+from vhostvsock.registry.routes import Parent, Route, View, VisibleVm, Way, connect_route
+from vhostvsock.registry.rules import NetnsId
+from vhostvsock.registry.store import Registry
+from vhostvsock.sockets import ListeningSocket, peer_credentials
+from vhostvsock.vm import ServedVm
+
+REQUEST_SECONDS = 5.0
+_ACCEPT_PAUSE_SECONDS = 0.2
+
+_log = logging.getLogger("vhostvsock.bridge")
+
+
+class Bridge:
+    """Serves the host applications of one daemon, and takes what other daemons hand over."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        vms: Callable[[], Iterable[ServedVm]],
+        parent_cid: Callable[[], int | None],
+        connect_parent: Callable[[int, int], socket.socket],
+    ) -> None:
+        self._registry = registry
+        self._vms = vms
+        self._parent_cid = parent_cid
+        self._connect_parent = connect_parent
+        self._listeners: dict[str, BridgeListener] = {}
+        self._clients: set[asyncio.Task[None]] = set()
+
+    # Host applications ----------------------------------------------------------------------------------------------
+
+    async def serve(self, listening: ListeningSocket) -> None:
+        """Accept applications for ever."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                try:
+                    sock, _ = await loop.sock_accept(listening.sock)
+                except OSError as error:
+                    _log.error("cannot accept a client: %s", error.strerror)
+                    await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                    continue
+                task = asyncio.create_task(self._client(sock))
+                self._clients.add(task)
+                task.add_done_callback(self._clients.discard)
+        finally:
+            for task in self._clients:
+                task.cancel()
+            await asyncio.gather(*self._clients, return_exceptions=True)
+
+    async def _client(self, sock: socket.socket) -> None:
+        with sock, contextlib.suppress(ConnectionError, TimeoutError):
+            sock.setblocking(False)
+            try:
+                netns = self._registry.modes.admit(sock)
+                async with asyncio.timeout(REQUEST_SECONDS):
+                    request = parse(await read_line(sock, LINE_LIMIT))
+                    if isinstance(request, Version):
+                        if request.number != VERSION:
+                            raise Refused(errno.EPROTONOSUPPORT, f"this is version {VERSION} of the bridge")
+                        sock.send(ok_line(VERSION), socket.MSG_NOSIGNAL)
+                        request = parse(await read_line(sock, LINE_LIMIT))
+                match request:
+                    case Connect(cid, port):
+                        await self._connect(sock, netns, cid, port)
+                    case Listen():
+                        await self._listen(sock, netns, request)
+                    case List():
+                        self._list(sock, netns)
+                    case Version():
+                        raise Refused(errno.EPROTO, "VERSION is said once")
+            except TimeoutError:
+                raise
+            except OSError as error:
+                _answer(sock, error)
+            except VhostvsockError as error:
+                _log.error("%s", error)
+                _answer(sock, OSError(errno.EIO, str(error)))
+
+    # CONNECT --------------------------------------------------------------------------------------------------------
+
+    async def _connect(self, sock: socket.socket, netns: NetnsId, cid: int, port: int) -> None:
+        claim = self._registry.find_vm(netns, cid)
+        match self._route(netns, cid, claim).check():
+            case Way.LOOPBACK:
+                await self._loop_back(sock, netns, cid, port)
+            case Way.VM:
+                assert claim is not None
+                own = self._own_vm(claim)
+                if own is not None:
+                    own.connect(sock, port)
+                else:
+                    words = ["CONNECT", claim.id, str(port)]
+                    await peers.hand_over(peer_path(claim.daemon.bridge), words, sock)
+            case Way.PARENT:
+                await self._go_up(sock, cid, port)
+
+    def _route(self, netns: NetnsId, cid: int, claim: Claim | None) -> Route:
+        parent = self._parent_cid()
+        view = View(
+            mode=self._registry.modes.state(netns).mode,
+            vm=None if claim is None else VisibleVm(running=claim.running),
+            parent=None if parent is None else Parent(own_cid=parent),
+        )
+        return connect_route(cid, view)
+
+    def _own_vm(self, claim: Claim) -> ServedVm | None:
+        return next((vm for vm in self._vms() if vm.claim is not None and vm.claim.id == claim.id), None)
+
+    async def _loop_back(self, sock: socket.socket, netns: NetnsId, cid: int, port: int) -> None:
+        listener = self._registry.find_listener(netns, cid, port)
+        if listener is None:
+            raise Refused(errno.ECONNRESET, f"nobody listens on port {port}")
+        # The client's own connection becomes the conversation: what was said on it so far is the answer to come.
+        mine = random.randrange(1024, 1 << 32)
+        sock.send(ok_line(mine), socket.MSG_NOSIGNAL)
+        try:
+            await self._offer(listener, sock, CID_LOCAL, mine)
+        except OSError as error:
+            # Too late for an answer: the connection ends, as one that is reset.
+            _log.debug("loopback to port %d: %s", port, error)
+
+    async def _go_up(self, sock: socket.socket, cid: int, port: int) -> None:
+        up = await asyncio.to_thread(self._connect_parent, cid, port)
+        with up:
+            send_with(sock, ok_line(up.getsockname()[1]), [up.fileno()])
+
+    # LISTEN ---------------------------------------------------------------------------------------------------------
+
+    async def _listen(self, sock: socket.socket, netns: NetnsId, request: Listen) -> None:
+        pid, uid, _ = peer_credentials(sock)
+        listener = self._registry.listen(
+            netns, request.cid, request.port, privileged=may_bind_low_ports(pid, uid), uid=uid
+        )
+        served = self._listeners[listener.id] = BridgeListener(sock, request.backlog)
+        try:
+            sock.send(ok_line(listener.port), socket.MSG_NOSIGNAL)
+            await served.until_gone()
+        finally:
+            del self._listeners[listener.id]
+            self._registry.unlisten(listener)
+
+    async def _offer(self, listener: Listener, connection: socket.socket, cid: int, port: int) -> None:
+        """Hand a connection to an application that listens, here or at another daemon. Raises OSError."""
+        served = self._listeners.get(listener.id)
+        if served is None:
+            words = ["ACCEPT", listener.id, str(cid), str(port)]
+            await peers.hand_over(peer_path(listener.daemon.bridge), words, connection)
+        elif not served.offer(connection, cid, port):
+            raise Refused(errno.ECONNRESET, "too many connections wait to be accepted")
+
+    async def guest_asks(self, vm: ServedVm, token: int, guest_port: int, port: int) -> None:
+        """A guest wants a port where nobody listens at its VM's own path."""
+        ours: socket.socket | None = None
+        try:
+            claim = vm.claim
+            listener = None if claim is None else self._registry.find_listener(claim.netns, CID_HOST, port)
+            if claim is not None and listener is not None:
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    await self._offer(listener, theirs, claim.cid.value, guest_port)
+                vm.answer(token, ours)
+                return
+        except (OSError, VhostvsockError) as error:
+            _log.debug("vm %s: the guest's connection to port %d is refused: %s", vm.config.name, port, error)
+            if ours is not None:
+                ours.close()
+        vm.answer(token, None)
+
+    # Other daemons --------------------------------------------------------------------------------------------------
+
+    def take_over(self, words: list[str], connection: socket.socket) -> None:
+        """Another daemon hands a connection over. Raises OSError where it cannot be taken."""
+        match words:
+            case ["CONNECT", claim_id, port] if port.isdigit():
+                vm = next((vm for vm in self._vms() if vm.claim is not None and vm.claim.id == claim_id), None)
+                if vm is None:
+                    raise Refused(errno.ENODEV, "the VM is gone")
+                vm.connect(connection, int(port))
+            case ["ACCEPT", listener_id, cid, port] if cid.isdigit() and port.isdigit():
+                served = self._listeners.get(listener_id)
+                if served is None or not served.offer(connection, int(cid), int(port)):
+                    raise Refused(errno.ECONNRESET, "nobody listens any more, or too many connections wait")
+            case _:
+                raise Refused(errno.EPROTO, "not a message between daemons")
+
+    # LIST -----------------------------------------------------------------------------------------------------------
+
+    def _list(self, sock: socket.socket, netns: NetnsId) -> None:
+        mode = self._registry.modes.state(netns).mode
+        rows = [row for vm in self._vms() if (row := vm.row(netns, mode)) is not None]
+        data = ok_line(len(rows)) + b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        # A client that does not read gets what fits.
+        sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+def _answer(sock: socket.socket, error: OSError) -> None:
+    with contextlib.suppress(OSError):
+        sock.send(error_line(error), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

@@ -1,0 +1,72 @@
+"""`vhostvsock ls`: the VMs that can be seen, or all.
+
+Before: cli/__init__.py. After: the bridges of all daemons are asked (client.py), or the registry is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from vhostvsock import client
+from vhostvsock.errors import ConnectError
+
+_COLUMNS = ("name", "cid", "netns", "mode", "state", "connections")
+_TITLES = ("NAME", "CID", "NETNS", "MODE", "STATE", "CONNS")
+
+
+def main(args: argparse.Namespace) -> int:
+    rows = _from_registry() if args.all else _from_bridges()
+    rows.sort(key=lambda row: (row["mode"], row["netns"], row["cid"]))
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    names = _namespace_names()
+    for row in rows:
+        row["netns"] = names.get(row["netns"], str(row["netns"]))
+    table = [_TITLES, *(tuple(str(row[column]) for column in _COLUMNS) for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(_TITLES))]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0
+
+
+def _from_bridges() -> list[dict[str, Any]]:
+    try:
+        return client.list_vms()
+    except OSError as error:
+        raise ConnectError(str(error.strerror or error), hint="start one: vhostvsock run --help") from error
+
+
+def _from_registry() -> list[dict[str, Any]]:
+    from vhostvsock.registry.store import Registry
+
+    with Registry() as registry:
+        return [
+            {
+                "name": claim.name,
+                "cid": claim.cid.value,
+                "netns": claim.netns.cookie,
+                "mode": "global" if claim.domain.owner is None else "local",
+                "state": "running" if claim.running else "attached",
+                "connections": "-",
+                "pid": claim.daemon.pid,
+            }
+            for claim in registry.vms()
+        ]
+
+
+def _namespace_names() -> dict[int, str]:
+    """Names for people, where they can be found out: that takes root."""
+    from vhostvsock.errors import VhostvsockError
+    from vhostvsock.registry import netns
+
+    found: dict[int, str] = {}
+    try:
+        for each in netns.named():
+            found[each.id.cookie] = each.label
+            each.close()
+    except (VhostvsockError, OSError):
+        pass
+    return found
