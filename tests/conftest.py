@@ -63,6 +63,16 @@ def tool(name: str) -> str:
     return found
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _runtime_dir() -> Iterator[None]:
+    """A runtime directory of our own: the machine's daemons, and their registry, are none of our business."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="vr-", dir="/tmp") as name, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VHOSTVSOCK_RUNTIME_DIR", name)
+        yield
+
+
 @pytest.fixture
 def short_dir() -> Iterator[Path]:
     """A directory with a short name: paths of UNIX sockets are limited to 107 bytes, and pytest's own are long."""

@@ -1,7 +1,8 @@
 """For host applications: connections to guests and from guests, by CID and port, as blocking sockets.
 
 Before: an application, or cli/. After: the bridge socket of some daemon of this host.
-Rules:  - whom one may reach is decided by the network namespace in which this process makes its socket, as for AF_VSOCK.
+Rules:  - whom one may reach is decided by the network namespace in which this process makes its socket, as for
+          AF_VSOCK.
         - a refusal is an OSError with the errno that Linux would give.
         - any daemon will do: the one asked finds the one that serves the VM.
 """
@@ -22,7 +23,6 @@ from vhostvsock.bridge.lines import recv_with
 from vhostvsock.bridge.places import bridge_directory
 from vhostvsock.bridge.protocol import ANSWER_LIMIT, ANY, DEFAULT_BACKLOG, TAKEN, Connect, Listen, Request
 from vhostvsock.registry.runtime import runtime_dir as default_directory
-
 
 # A daemon that hangs costs the list no more than that.
 _LIST_SECONDS = 5.0

@@ -83,8 +83,8 @@ class EventKind(enum.IntEnum):
 class Event:
     """Something that happened in the data plane; `device` is the handle of the one it happened to, or 0.
 
-    ASK: `value` has the port asked for in its lower 32 bits, and that of the guest's socket above them. NETNS: `value` is
-    the namespace's cookie, and `sock` a socket made in it, which the receiver closes.
+    ASK: `value` has the port asked for in its lower 32 bits, and that of the guest's socket above them. NETNS: `value`
+    is the namespace's cookie, and `sock` a socket made in it, which the receiver closes.
     """
 
     kind: EventKind

@@ -27,7 +27,7 @@ _DIR_HINT = "create the directory, or choose another path"
 
 
 class ListeningSocket:
-    """A bound, listening, non-blocking UNIX socket, of a stream if nothing else is said, together with the lock on its path.
+    """A bound, listening, non-blocking UNIX socket together with the lock on its path; a stream unless said.
 
     Non-blocking is a property of the open socket, so duplicates of the descriptor share it.
     """

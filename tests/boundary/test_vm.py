@@ -16,6 +16,7 @@ from vhostvsock.config import VmConfig
 from vhostvsock.errors import NativeError
 from vhostvsock.ids import Cid
 from vhostvsock.native import Event, EventKind
+from vhostvsock.registry.store import Registry
 from vhostvsock.vm import ServedVm
 
 LIMIT = 20.0
@@ -29,7 +30,7 @@ class FakeDevice:
         self.closed = False
         self.front_ends: list[socket.socket] = []
 
-    def attach(self, front_end: socket.socket) -> None:
+    def attach(self, front_end: socket.socket, _terms: object) -> None:
         self.front_ends.append(socket.socket(fileno=front_end.detach()))
 
     def close(self) -> None:
@@ -55,7 +56,10 @@ class FakeEngine:
 
 @asynccontextmanager
 async def served(directory: Path, engine: Any) -> AsyncIterator[ServedVm]:
-    vm = ServedVm(VmConfig("web", Cid(42), str(directory / "vh"), str(directory / "v")), 5.0)
+    registry = Registry()
+    registry.register_daemon("none")
+    config = VmConfig("web", Cid(42), str(directory / "vh"), str(directory / "v"))
+    vm = ServedVm(config, 5.0, registry, lambda *_: None)
     vm.listen()
     vm.start(engine)
     tasks = [asyncio.create_task(vm.serve()), asyncio.create_task(vm.revive(engine))]
@@ -67,6 +71,7 @@ async def served(directory: Path, engine: Any) -> AsyncIterator[ServedVm]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await vm.stop()
+        registry.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,6 +1,7 @@
 """One host application that listens through the bridge, and the connections that it has not taken yet.
 
-Before: server.py answered its LISTEN. After: each connection goes to it as a descriptor with a line that names the peer.
+Before: server.py answered its LISTEN. After: each connection goes to it as a descriptor, with a line that names the
+        peer.
 Rules:  - Linux's backlog: N connections may wait, and one more; the next is refused.
         - what waits, waits in the application's own socket: when that closes, the kernel closes the waiting ones, and
           their peers see the end.

@@ -1,7 +1,7 @@
 """The bridge of one daemon: what a host application asks for, and what becomes of it.
 
-Before: daemon.py listens; protocol.py reads the line; the registry knows who may reach whom. After: the descriptor is with
-        the native device, the listening application, or another daemon, and is forgotten here.
+Before: daemon.py listens; protocol.py reads the line; the registry knows who may reach whom. After: the descriptor is
+        with the native device, the listening application, or another daemon, and is forgotten here.
 Rules:  - who a client is, the kernel says: the namespace of its socket, its user.
         - an answer is Linux's errno; what the client may not see looks as if it did not exist.
         - no client can hold up another: each has a task and a deadline until its request is there.

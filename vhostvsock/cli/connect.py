@@ -39,7 +39,9 @@ def main(args: argparse.Namespace) -> int:
             return _join(sock, b"")
     path = args.uds or os.environ.get("VHOSTVSOCK_UDS", "")
     if not path:
-        raise ConfigError("which VM? Neither CID nor --uds is given", hint="vhostvsock connect CID PORT")
+        raise ConfigError(
+            "which VM? Neither CID, --uds nor VHOSTVSOCK_UDS is given", hint="vhostvsock connect CID PORT"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         return _join(sock, _open(sock, path, port, args.timeout or None).rest)
 

@@ -81,8 +81,8 @@ def _start(program: str, sock: socket.socket, cid: int, port: int) -> None:
         try:
             process = subprocess.Popen(
                 ["/bin/sh", "-c", program],
-                stdin=sock,
-                stdout=sock,
+                stdin=sock.fileno(),
+                stdout=sock.fileno(),
                 env=env,
                 preexec_fn=_child,
             )
