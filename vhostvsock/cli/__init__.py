@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vhostvsock import __version__
-from vhostvsock.cli import connect_args, listen_args, ls_args, run_args
+from vhostvsock.cli import connect_args, listen_args, ls_args, netns_args, run_args
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.log import complain
 
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     connect_args.add(commands)
     listen_args.add(commands)
     ls_args.add(commands)
+    netns_args.add(commands)
     return top
 
 

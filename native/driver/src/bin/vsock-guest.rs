@@ -1,0 +1,119 @@
+//! Job: a small guest as a program, for tests that need a VM in some namespace but no real one.
+//! Before: a test starts it, for instance with `ip netns exec`.
+//! After: it attaches to a vhost-user socket as QEMU would, and serves and makes connections as it is told.
+//! Rules: one line on stdout per event; ends with its stdin.
+//!
+//! ```text
+//! vsock-guest SOCKET [ECHO_PORT ...]
+//! stdout: attached CID | reply TEXT | error WHY
+//! stdin:  connect PORT TEXT
+//! ```
+
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::Duration;
+use vsock_driver::deadline::Deadline;
+use vsock_driver::front_end::FrontEnd;
+use vsock_driver::guest::{Guest, Setup};
+use vsock_driver::header::SHUTDOWN_SEND;
+use vsock_driver::linux::{Kernel, Received, Rules, SocketId};
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let Some(socket) = args.next() else { return fail("usage: vsock-guest SOCKET [ECHO_PORT ...]") };
+    let mut ports = Vec::new();
+    for arg in args {
+        let Ok(port) = arg.parse::<u32>() else { return fail(&format!("{arg} is no port")) };
+        ports.push(port);
+    }
+    let guest = match FrontEnd::connect(&socket).and_then(|front| Guest::boot(front, Setup::default())) {
+        Ok(guest) => guest,
+        Err(error) => return fail(&format!("refused: {error}")),
+    };
+    say(&format!("attached {}", guest.cid));
+    serve(Kernel::new(guest, Rules::linux_7()), &ports, &commands());
+    ExitCode::SUCCESS
+}
+
+/// Ends with a message.
+fn fail(why: &str) -> ExitCode {
+    say(why);
+    ExitCode::FAILURE
+}
+
+/// One line for the test.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // A test that is gone needs no lines.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// The lines of stdin as they come.
+fn commands() -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// Serves echoes and does what it is told, until stdin ends.
+fn serve(mut kernel: Kernel, ports: &[u32], commands: &Receiver<String>) {
+    let mut open = Vec::new();
+    for &port in ports {
+        kernel.listen(port);
+    }
+    loop {
+        kernel.pump();
+        for &port in ports {
+            open.extend(kernel.try_accept(port));
+        }
+        open.retain(|&id| echo(&mut kernel, id));
+        match commands.try_recv() {
+            Ok(line) => obey(&mut kernel, &line),
+            Err(TryRecvError::Empty) => {
+                kernel.guest.wait(Deadline::after(Duration::from_millis(2)));
+            }
+            Err(TryRecvError::Disconnected) => return,
+        }
+    }
+}
+
+/// Sends back what came; `false` once the conversation is over.
+fn echo(kernel: &mut Kernel, id: SocketId) -> bool {
+    match kernel.recv(id, 65536) {
+        Received::Nothing => true,
+        Received::Data(bytes) => {
+            kernel.send_all(id, &bytes);
+            true
+        }
+        Received::End | Received::Fault(_) => {
+            kernel.close(id);
+            false
+        }
+    }
+}
+
+/// `connect PORT TEXT`: sends the text and the end, and says what came back.
+fn obey(kernel: &mut Kernel, line: &str) {
+    let mut words = line.splitn(3, ' ');
+    let (Some("connect"), Some(port), Some(text)) = (words.next(), words.next(), words.next()) else {
+        return say(&format!("error {line} is no command"));
+    };
+    let Ok(port) = port.parse() else { return say("error no port") };
+    match kernel.connect(port) {
+        Ok(id) => {
+            kernel.send_all(id, text.as_bytes());
+            kernel.shutdown(id, SHUTDOWN_SEND);
+            let reply = kernel.recv_to_end(id);
+            kernel.close(id);
+            say(&format!("reply {}", String::from_utf8_lossy(&reply)));
+        }
+        Err(ended) => say(&format!("error {ended:?}")),
+    }
+}
