@@ -1,13 +1,37 @@
 """vhostvsock: virtio-vsock for QEMU guests, in user space, over vhost-user.
 
-The path of a start, file by file: cli -> config -> daemon -> sockets, native. See ARCHITECTURE.md.
+For applications: `connect` and `create_server` (blocking sockets), `open_connection` and `start_server` (asyncio streams).
+The path of the daemon's start, file by file: cli -> config -> daemon -> sockets, native. See ARCHITECTURE.md.
 """
 
+from __future__ import annotations
+
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vhostvsock.aio import open_connection, start_server
+    from vhostvsock.client import connect, create_server
 
 try:
     __version__ = version("vhostvsock")
 except PackageNotFoundError:  # run from a tree that was never installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "connect", "create_server", "open_connection", "start_server"]
+
+_FOUND_IN = {
+    "connect": "vhostvsock.client",
+    "create_server": "vhostvsock.client",
+    "open_connection": "vhostvsock.aio",
+    "start_server": "vhostvsock.aio",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: the command line and the daemon start without them.
+    if name in _FOUND_IN:
+        import importlib
+
+        return getattr(importlib.import_module(_FOUND_IN[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
