@@ -235,5 +235,9 @@ class Bridge:
 
 
 def _answer(sock: socket.socket, error: OSError) -> None:
+    """The last word to a client. With bytes of its unread, the kernel would show it a reset behind that word."""
     with contextlib.suppress(OSError):
         sock.send(error_line(error), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        sock.shutdown(socket.SHUT_RDWR)
+        while sock.recv(65536, socket.MSG_DONTWAIT):
+            pass

@@ -14,8 +14,8 @@ pub enum Scope {
     /// All: there are no namespaces to tell apart.
     #[default]
     Everyone,
-    /// The VM belongs to a global namespace: all global ones.
-    Global,
+    /// The VM belongs to the global namespace with this cookie: that one and all other global ones.
+    Global(u64),
     /// The VM belongs to the local namespace with this cookie: that one alone.
     Local(u64),
 }
@@ -76,9 +76,10 @@ impl Visibility {
         match (self.scope, self.local.get(&netns)) {
             (Scope::Everyone, _) => Judgement::Visible,
             (Scope::Local(own), _) => verdict(own == netns),
-            (Scope::Global, Some(&Some(local))) => verdict(!local),
-            (Scope::Global, Some(None)) => Judgement::Unknown { netns, first: false },
-            (Scope::Global, None) => {
+            (Scope::Global(own), _) if own == netns => Judgement::Visible,
+            (Scope::Global(_), Some(&Some(local))) => verdict(!local),
+            (Scope::Global(_), Some(None)) => Judgement::Unknown { netns, first: false },
+            (Scope::Global(_), None) => {
                 self.local.insert(netns, None);
                 Judgement::Unknown { netns, first: true }
             }
@@ -101,7 +102,8 @@ mod tests {
     #[test]
     fn a_namespace_that_nobody_knows_is_asked_about_once() {
         let mut visibility = Visibility::default();
-        visibility.set_scope(Scope::Global);
+        visibility.set_scope(Scope::Global(1));
+        assert_eq!(visibility.judge_netns(1), Judgement::Visible);
         assert_eq!(visibility.judge_netns(7), Judgement::Unknown { netns: 7, first: true });
         assert_eq!(visibility.judge_netns(7), Judgement::Unknown { netns: 7, first: false });
         visibility.learn(7, false);

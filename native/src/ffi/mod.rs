@@ -279,7 +279,7 @@ pub unsafe extern "C" fn vhv_device_attach(
             };
             let scope = match terms.scope {
                 0 => Scope::Everyone,
-                1 => Scope::Global,
+                1 => Scope::Global(terms.netns),
                 2 => Scope::Local(terms.netns),
                 other => return Err(Failed::argument(format!("there is no scope {other}"))),
             };
