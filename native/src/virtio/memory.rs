@@ -153,6 +153,11 @@ impl GuestMemory {
         if let Some(other) = self.regions.iter().find(|r| guest < r.guest + r.len && r.guest < guest_end) {
             return Err(format!("{described}: it overlaps the one at {:#x}", other.guest));
         }
+        // Mapping more than there is works, and the first access behind the end kills the process.
+        let there = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);
+        if offset.checked_add(len).is_none_or(|end| end > there) {
+            return Err(format!("{described}: its file has only {there:#x} bytes, and it starts at {offset:#x}"));
+        }
         let map = MmapRegion::from_file(FileOffset::new(file, offset), size)
             .map_err(|error| format!("{described}: cannot be mapped at file offset {offset:#x}: {error}"))?;
         let at = self.regions.partition_point(|r| r.guest < guest);
