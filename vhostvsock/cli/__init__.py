@@ -1,6 +1,6 @@
 """The command line: the parser, and which file does the work. No work here.
 
-Before: the console script `vhostvsock`, or `python -m vhostvsock`. After: cli/run.py, cli/connect.py.
+Before: the console script `vhostvsock`, or `python -m vhostvsock`. After: cli/run.py, cli/connect.py, cli/netns.py.
 Rules:  - Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
         - An error is one line, `vhostvsock: error: ...`, and mostly a second one, `hint: ...`; never a traceback.
         - Only the subcommand's own file is imported: `connect` starts at once, without the native part.

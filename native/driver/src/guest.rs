@@ -80,6 +80,15 @@ pub struct Packet {
     pub payload: Vec<u8>,
 }
 
+/// A packet laid out in memory, to be sent again and again.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Where its header is.
+    header: Window,
+    /// All of it as descriptors.
+    pieces: Vec<Piece>,
+}
+
 /// A guest that runs.
 #[derive(Debug)]
 pub struct Guest {
@@ -99,6 +108,8 @@ pub struct Guest {
     pub cid: u64,
     /// Receive buffers, by token.
     buffers: Vec<Vec<Window>>,
+    /// The same as descriptors.
+    postings: Vec<Vec<Piece>>,
     /// Buffers that are not posted.
     spare: Vec<u32>,
     /// Memory for packets, by token.
@@ -133,10 +144,11 @@ impl Guest {
         let count = setup.rx_buffers.min(usize::from(setup.ring_size) / per_buffer);
         let buffers: Vec<Vec<Window>> =
             (0..count).map(|_| pieces.iter().map(|&len| memory.alloc(len, 1)).collect()).collect();
+        let postings = buffers.iter().map(|buffer| buffer.iter().map(piece).collect()).collect();
         let arenas: Vec<Window> = (0..setup.ring_size).map(|_| memory.alloc(ARENA, 1)).collect();
         let spare = (0..u32::try_from(buffers.len()).expect("few")).rev().collect();
         let free_arenas = (0..u32::from(setup.ring_size)).rev().collect();
-        Ok(Self { front, memory, rx, tx, event, setup, cid, buffers, spare, arenas, free_arenas })
+        Ok(Self { front, memory, rx, tx, event, setup, cid, buffers, postings, spare, arenas, free_arenas })
     }
 
     // ---- life ----
@@ -185,12 +197,10 @@ impl Guest {
     /// Posts one receive buffer; `false` if all are posted.
     pub fn post(&mut self) -> bool {
         let Some(&token) = self.spare.last() else { return false };
-        let buffer = &self.buffers[token as usize];
         if self.setup.fill {
-            buffer.iter().for_each(|piece| piece.fill(PATTERN));
+            self.buffers[token as usize].iter().for_each(|piece| piece.fill(PATTERN));
         }
-        let pieces: Vec<Piece> = buffer.iter().map(piece).collect();
-        if !self.rx.add(&pieces, true, token) {
+        if !self.rx.add(&self.postings[token as usize], true, token) {
             return false;
         }
         self.spare.pop();
@@ -230,6 +240,18 @@ impl Guest {
         assert_eq!(header.len as usize, payload.len(), "length in the header and length used differ: {header:?}");
         assert_eq!((header.src_cid, header.dst_cid), (HOST_CID, self.cid), "{header:?}");
         Some(Packet { header, payload })
+    }
+
+    /// Takes one packet and looks at its header only, which must lie in one piece. For the benchmark, whose guest
+    /// leaves the payload where it is.
+    pub fn take_header(&mut self) -> Option<Header> {
+        let used = self.rx.pop()?;
+        self.spare.push(used.token);
+        let mut bytes = [0; LEN];
+        self.buffers[used.token as usize][0].read(0, &mut bytes);
+        let header = Header::from_bytes(&bytes);
+        assert_eq!(header.len as usize + LEN, used.len as usize, "{header:?}");
+        Some(header)
     }
 
     /// Gives spare buffers back once half of them are, as Linux does.
@@ -325,6 +347,32 @@ impl Guest {
         }
         assert!(self.tx.add(&pieces, false, token));
         true
+    }
+
+    /// Lays out one packet of these lengths, the first of which is the header's, in the memory of each token.
+    pub fn lay_out(&self, lengths: &[usize]) -> Vec<Prepared> {
+        let lay = |arena: &Window| {
+            let mut at = 0;
+            let mut windows = Vec::new();
+            for &len in lengths {
+                windows.push(arena.part(at, len));
+                at += len + GAP;
+            }
+            Prepared { header: windows[0].clone(), pieces: windows.iter().map(piece).collect() }
+        };
+        self.arenas.iter().map(lay).collect()
+    }
+
+    /// Puts a packet into the ring that was laid out before: only its header is written. `false` if there is no room.
+    pub fn put_prepared(&mut self, header: &Header, prepared: &[Prepared]) -> bool {
+        let Some(&token) = self.free_arenas.last() else { return false };
+        let packet = &prepared[token as usize];
+        if !self.tx.fits(packet.pieces.len()) {
+            return false;
+        }
+        packet.header.write(0, &header.to_bytes());
+        self.free_arenas.pop();
+        self.tx.add(&packet.pieces, false, token)
     }
 
     /// Sends a packet, waiting for room if need be.

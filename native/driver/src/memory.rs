@@ -109,13 +109,21 @@ impl Window {
 
     /// A part of it.
     pub fn part(&self, at: usize, len: usize) -> Self {
-        assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "{at} + {len} is outside of {} bytes", self.len);
+        assert!(
+            at.checked_add(len).is_some_and(|end| end <= self.len),
+            "{at} + {len} is outside of {} bytes",
+            self.len
+        );
         Self { region: Arc::clone(&self.region), at: self.at + at, len }
     }
 
     /// A pointer to `len` bytes at `at`.
     fn pointer(&self, at: usize, len: usize) -> *mut u8 {
-        assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "{at} + {len} is outside of {} bytes", self.len);
+        assert!(
+            at.checked_add(len).is_some_and(|end| end <= self.len),
+            "{at} + {len} is outside of {} bytes",
+            self.len
+        );
         // SAFETY: within the window, which is within the mapping.
         unsafe { self.region.ptr.add(self.at + at) }
     }

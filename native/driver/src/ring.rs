@@ -59,7 +59,7 @@ pub struct Ring {
     /// The used ring.
     pub used: Window,
     /// Indirect tables, one for each descriptor.
-    tables: Window,
+    tables: Vec<Window>,
     /// The guest kicks by it.
     pub kick: OwnedFd,
     /// The device interrupts by it.
@@ -96,7 +96,7 @@ impl Ring {
             desc: memory.alloc(n * DESC, 16),
             avail: memory.alloc(6 + n * 2, 2),
             used: memory.alloc(6 + n * 8, 4),
-            tables: memory.alloc(n * TABLE * DESC, 16),
+            tables: (0..n).map(|_| memory.alloc(TABLE * DESC, 16)).collect(),
             kick: event(),
             call: event(),
             event_idx: false,
@@ -167,10 +167,10 @@ impl Ring {
         let head;
         if self.indirect && pieces.len() > 1 && pieces.len() <= TABLE {
             head = self.take();
-            let table = self.tables.part(usize::from(head) * TABLE * DESC, TABLE * DESC);
+            let table = &self.tables[usize::from(head)];
             for (piece, index) in pieces.iter().zip(0_u16..) {
                 let last = usize::from(index) + 1 == pieces.len();
-                Self::write_desc(&table, index, *piece, flag | if last { 0 } else { NEXT }, index + 1);
+                Self::write_desc(table, index, *piece, flag | if last { 0 } else { NEXT }, index + 1);
             }
             let len = u32::try_from(pieces.len() * DESC).expect("checked above");
             Self::write_desc(&self.desc, head, Piece { addr: table.guest(), len }, INDIRECT, 0);
@@ -181,7 +181,13 @@ impl Ring {
             for (i, piece) in pieces.iter().enumerate().rev() {
                 let last = i + 1 == pieces.len();
                 let next = self.next[usize::from(index)];
-                Self::write_desc(&self.desc, index, *piece, flag | if last { 0 } else { NEXT }, if last { 0 } else { next });
+                Self::write_desc(
+                    &self.desc,
+                    index,
+                    *piece,
+                    flag | if last { 0 } else { NEXT },
+                    if last { 0 } else { next },
+                );
                 if i > 0 {
                     let before = self.take();
                     self.next[usize::from(before)] = index;

@@ -215,6 +215,9 @@ impl Plane {
             }
         }
         self.poller.remove(session.wire.socket());
+        // A batch that was cut short by an error holds chains and memory of this guest.
+        self.from_guest = FromGuestBatch::default();
+        self.to_guest = ToGuestBatch::default();
         self.hosts.reset();
         self.note_running(false);
         drop(session);

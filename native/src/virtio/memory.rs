@@ -153,6 +153,13 @@ impl GuestMemory {
         if let Some(other) = self.regions.iter().find(|r| guest < r.guest + r.len && r.guest < guest_end) {
             return Err(format!("{described}: it overlaps the one at {:#x}", other.guest));
         }
+        // Mapping more than there is works, and the first access behind the end kills the process.
+        let about = file.metadata().map_err(|error| format!("{described}: its file: {error}"))?;
+        let there = about.len();
+        // The length of a device is not told.
+        if about.is_file() && offset.checked_add(len).is_none_or(|end| end > there) {
+            return Err(format!("{described}: its file has only {there:#x} bytes, and it starts at {offset:#x}"));
+        }
         let map = MmapRegion::from_file(FileOffset::new(file, offset), size)
             .map_err(|error| format!("{described}: cannot be mapped at file offset {offset:#x}: {error}"))?;
         let at = self.regions.partition_point(|r| r.guest < guest);

@@ -1,6 +1,6 @@
 //! Guest applications that connect to host listeners, and packets that belong to no connection.
 
-use crate::rig::{Rig, connect_from_guest, full_listener, open_from_guest};
+use crate::rig::{Rig, assert_ended, connect_from_guest, full_listener, open_from_guest};
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 use vhostvsock_native::timers::{MILLISECOND, SECOND};
@@ -213,4 +213,22 @@ fn request_on_ports_that_wait_for_an_rst_opens_a_new_connection() {
     let mut stream = open_from_guest(&mut guest, &listener, 5000, 1000);
     stream.write_all(b"new").unwrap();
     assert_eq!(guest.expect(op::RW).payload, b"new");
+}
+
+#[test]
+fn limit_of_connections_refuses_newcomers_of_both_sides_and_nobody_else() {
+    let rig = Rig::with(|settings| settings.max_connections = 3);
+    let mut kernel = rig.linux();
+    let listener = rig.listen(1000);
+    let (a, _a) = connect_from_guest(&mut kernel, &listener, 1000);
+    let (_b, _b_host) = connect_from_guest(&mut kernel, &listener, 1000);
+    let (_c, _c_host) = connect_from_guest(&mut kernel, &listener, 1000);
+    assert_eq!(kernel.connect(1000), Err(Ended::Reset));
+    let mut refused = rig.dial();
+    let _ = refused.write_all(b"CONNECT 80\n");
+    assert_ended(&mut refused);
+    rig.wait_stats("both counted", |s| s.refused_limit == 2 && s.connections == 3);
+    kernel.close(a);
+    kernel.wait_closed(a);
+    connect_from_guest(&mut kernel, &listener, 1000);
 }

@@ -3,7 +3,7 @@
 use crate::rig::{Rig, open_from_guest, open_from_host};
 use vhostvsock_native::events::Kind;
 use vsock_driver::guest::Guest;
-use vsock_driver::header::op;
+use vsock_driver::header::{Header, op};
 use vsock_driver::ring::{INDIRECT, NEXT, Piece, Ring, WRITE};
 
 /// A guest breaks its ring beyond repair: it is thrown out, and another one works.
@@ -70,6 +70,30 @@ fn head_outside_of_the_table_is_fatal() {
             guest.tx.kick();
         });
     }
+}
+
+#[test]
+fn what_was_under_way_when_a_guest_broke_its_ring_is_not_given_to_the_next_guest() {
+    let rig = Rig::new();
+    let listener = rig.listen(1000);
+    let mut guest = rig.boot();
+    let _stream = open_from_guest(&mut guest, &listener, 5000, 1000);
+    // Sound packets, then a head that is none, all found at once.
+    let header = Header { len: 3, ..guest.header(op::RW, 5000, 1000) };
+    for _ in 0..5 {
+        assert!(guest.put(&header, b"old"));
+    }
+    guest.tx.offer(200);
+    guest.tx.publish_and_kick();
+    assert!(guest.front.is_thrown_out());
+    drop(guest);
+    let mut guest = rig.boot();
+    let mut stream = open_from_guest(&mut guest, &listener, 5000, 1000);
+    guest.say_data(5000, 1000, b"new");
+    guest.flush();
+    let mut got = [0; 3];
+    std::io::Read::read_exact(&mut stream, &mut got).unwrap();
+    assert_eq!(&got, b"new");
 }
 
 #[test]

@@ -247,7 +247,7 @@ fn receive_buffers_of_many_small_pieces() {
 }
 
 #[test]
-fn receive_buffers_with_room_for_a_few_bytes() {
+fn data_larger_than_a_receive_buffer_is_split_and_no_header_claims_more_than_was_written() {
     check_rx(RxLayout::OnePiece(LEN + 100), |_| {});
     check_rx(RxLayout::OnePiece(65_536 + 3), |_| {});
 }
@@ -266,5 +266,28 @@ fn receive_buffers_without_room_are_counted_and_do_not_stop_the_device() {
     });
     guest.say(op::RW, 1, 2);
     rig.wait_stats("a buffer was too small", |s| s.small_buffers > 0);
+    guest.flush();
+}
+
+#[test]
+fn chain_with_more_pieces_than_one_system_call_takes_arrives_whole() {
+    let rig = Rig::new();
+    let mut guest = rig.boot_with(|setup| {
+        setup.ring_size = 2048;
+        setup.rx_buffers = 64;
+        setup.regions[0].len = 4 << 20;
+        setup.regions[1].len = 256 << 20;
+    });
+    let listener = rig.listen(1000);
+    let mut stream = open_from_guest(&mut guest, &listener, 5000, 1000);
+    let payload = bytes(1500 * 20, 3);
+    let header = Header { len: 30_000, ..guest.header(op::RW, 5000, 1000) };
+    let lengths: Vec<usize> = std::iter::once(LEN).chain(std::iter::repeat_n(20, 1500)).collect();
+    for _ in 0..3 {
+        guest.send_as(&header, &payload, &lengths);
+        let mut got = vec![0; payload.len()];
+        stream.read_exact(&mut got).unwrap();
+        assert_same(&got, &payload);
+    }
     guest.flush();
 }

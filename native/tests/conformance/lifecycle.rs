@@ -1,6 +1,8 @@
 //! The device's life: start, stop and go on, reset, unplug and plug, another QEMU.
 
-use crate::rig::{Rig, assert_same, bytes, connect_from_guest, connect_from_host, open_from_guest, open_from_host};
+use crate::rig::{
+    Rig, assert_ended, assert_same, bytes, connect_from_guest, connect_from_host, open_from_guest, open_from_host,
+};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -12,12 +14,6 @@ use vsock_driver::front_end::message::{NEED_REPLY, VERSION, encode, feature, rec
 use vsock_driver::guest::{Guest, Setup};
 use vsock_driver::header::op;
 use vsock_driver::host;
-
-/// The other end of a connection that the device reset: data, then the end, or a fault.
-#[track_caller]
-fn assert_ended(stream: &mut std::os::unix::net::UnixStream) {
-    assert!(matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_)), "the connection is still there");
-}
 
 #[test]
 fn stop_and_cont_in_mid_stream_keeps_connections_and_every_byte() {

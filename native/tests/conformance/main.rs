@@ -1,12 +1,16 @@
 //! The device as a guest and host applications see it: real sockets, rings, memory and eventfds, no VM.
 //!
-//! Tests that need a process of their own stand beside this one: `limits`, `quiet`.
+//! `PROPTEST_CASES=25600` makes every property test a hundred times as long.
+//!
+//! Tests that need a process of their own stand beside this one: `exhaustion`, `quiet`; those of rings alone in `rings`.
 
+mod chaos;
 mod credit;
 mod fairness;
 mod features;
 mod from_guest;
 mod from_host;
+mod fuzz;
 mod hostile;
 mod layouts;
 mod lifecycle;

@@ -130,3 +130,14 @@ fn shared_memory_causes_no_such_warning() {
         assert!(!event.text.contains("share=on"), "{event:?}");
     }
 }
+
+#[test]
+fn region_longer_than_its_file_ends_the_session() {
+    // Touching what is behind the end of a file would end the process.
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let region = guest.memory.add(RegionSpec::new(3 << 32, 1 << 16)).unwrap();
+    rustix::fs::ftruncate(&region.file, 1 << 12).unwrap();
+    assert!(guest.front.add_region(&region).is_err());
+    assert!(guest.front.is_thrown_out());
+}

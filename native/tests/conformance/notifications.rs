@@ -217,3 +217,23 @@ fn answers_that_find_no_receive_buffer_stop_the_guests_packets_but_lose_none() {
         }
     }
 }
+
+#[test]
+fn interrupts_that_nobody_takes_do_not_hold_the_device_up() {
+    use std::os::fd::AsFd;
+    use vsock_driver::front_end::message::request;
+    let rig = Rig::new();
+    let mut guest = rig.boot_with(|setup| setup.features &= !feature::EVENT_IDX);
+    // A socket in place of an eventfd, as full as can be, that would block.
+    let (write, _read) = std::os::unix::net::UnixStream::pair().unwrap();
+    write.set_nonblocking(true).unwrap();
+    while rustix::io::write(&write, &[0; 4096]).is_ok() {}
+    write.set_nonblocking(false).unwrap();
+    guest.front.set_ring_fd(request::SET_VRING_CALL, 0, Some(write.as_fd())).unwrap();
+    guest.front.set_ring_fd(request::SET_VRING_CALL, 1, Some(write.as_fd())).unwrap();
+    let mut stream = rig.ask(80);
+    wait_until("the request is there", || guest.rx.has_used());
+    let request = guest.take().unwrap().header;
+    guest.say(op::RESPONSE, 80, request.src_port);
+    vsock_driver::host::answer(&mut stream).unwrap();
+}

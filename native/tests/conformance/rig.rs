@@ -221,7 +221,12 @@ pub fn bytes(len: usize, seed: u64) -> Vec<u8> {
 #[track_caller]
 pub fn assert_same(left: &[u8], right: &[u8]) {
     let first = left.iter().zip(right).position(|(a, b)| a != b);
-    assert!(first.is_none() && left.len() == right.len(), "{} and {} bytes, differ at {first:?}", left.len(), right.len());
+    assert!(
+        first.is_none() && left.len() == right.len(),
+        "{} and {} bytes, differ at {first:?}",
+        left.len(),
+        right.len()
+    );
 }
 
 /// A listening socket whose queue of clients is as short as can be, and full.
@@ -241,5 +246,15 @@ pub fn full_listener(path: &Path) -> (UnixListener, Vec<OwnedFd>) {
             Err(rustix::io::Errno::AGAIN) => return (listener.into(), waiting),
             Err(error) => panic!("connect: {error}"),
         }
+    }
+}
+
+/// The other end has to be closed by the device: the end of the stream, or a reset, but not silence.
+#[track_caller]
+pub fn assert_ended(stream: &mut UnixStream) {
+    match std::io::Read::read(stream, &mut [0; 1]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        other => panic!("the connection is still there: {other:?}"),
     }
 }

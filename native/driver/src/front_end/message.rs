@@ -86,7 +86,12 @@ pub fn receive(mut socket: &UnixStream, number: u32) -> io::Result<Vec<u8>> {
     socket.read_exact(&mut header)?;
     let word = |at: usize| u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if word(0) != number || word(4) & (3 | REPLY) != VERSION | REPLY || word(8) > 4096 {
-        let what = format!("request {number} was answered by message {} with flags {:#x}, {} bytes", word(0), word(4), word(8));
+        let what = format!(
+            "request {number} was answered by message {} with flags {:#x}, {} bytes",
+            word(0),
+            word(4),
+            word(8)
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidData, what));
     }
     let mut payload = vec![0; word(8) as usize];

@@ -58,7 +58,9 @@ impl FrontEnd {
         let reply = self.ask(number, &[])?;
         match <[u8; 8]>::try_from(&reply[..]) {
             Ok(bytes) => Ok(u64::from_ne_bytes(bytes)),
-            Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} bytes in place of a number", reply.len()))),
+            Err(_) => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} bytes in place of a number", reply.len())))
+            }
         }
     }
 

@@ -1,0 +1,150 @@
+//! Job: rows of small messages that go there and back.
+//! Before: `rows` names how many connections.
+//! After: the time of one round trip, or how many there are in a second.
+//! Rules: the host's application is one thread that sends back what it gets.
+
+use crate::Options;
+use crate::process::host_thread;
+use crate::report::Outcome;
+use crate::session::{Clock, Conn, Session, listen};
+use rustix::event::epoll;
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+use vsock_driver::header::{LEN, op};
+use vsock_driver::ring::Mode;
+
+/// Bytes of a message.
+const MESSAGE: usize = 64;
+
+/// Sends everything back.
+pub fn echo(mut stream: UnixStream) {
+    let mut bytes = [0; 4096];
+    while let Ok(len @ 1..) = stream.read(&mut bytes) {
+        if stream.write_all(&bytes[..len]).is_err() {
+            return;
+        }
+    }
+}
+
+/// Sends everything back, on many streams.
+fn echo_many(streams: Vec<UnixStream>) -> io::Result<()> {
+    let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    for (stream, index) in streams.iter().zip(0..) {
+        epoll::add(&poll, stream, epoll::EventData::new_u64(index), epoll::EventFlags::IN)?;
+    }
+    let mut bytes = [0; 4096];
+    let mut events = Vec::with_capacity(256);
+    loop {
+        events.clear();
+        epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), None)?;
+        for event in &events {
+            let index = usize::try_from(event.data.u64()).unwrap_or(0);
+            let mut stream = &streams[index];
+            match stream.read(&mut bytes)? {
+                0 => return Ok(()),
+                len => stream.write_all(&bytes[..len])?,
+            }
+        }
+    }
+}
+
+/// One byte there and back, one at a time.
+pub fn round_trip(options: &Options, mode: Mode) -> io::Result<Outcome> {
+    let listener = listen(options)?;
+    let mut session = Session::boot(options, 3776, mode)?;
+    let Some((mut conn, stream)) = session.connect(&listener, 50_000)? else { return Ok(Outcome::Hangs) };
+    host_thread(options, move || echo(stream));
+    let prepared = session.guest.lay_out(&[LEN, 1]);
+    let clock = Clock::start(options.time);
+    let mut times = Vec::new();
+    while !clock.is_over() {
+        let start = Instant::now();
+        session.guest.reclaim();
+        let header = conn.header(&session.guest, op::RW, 1);
+        assert!(session.guest.put_prepared(&header, &prepared), "one packet always fits");
+        session.guest.tx.publish_and_kick();
+        conn.sent = conn.sent.wrapping_add(1);
+        let expected = conn.received.wrapping_add(1);
+        // What was received is told with the next byte: no packets in between that would be measured.
+        while conn.received != expected {
+            while let Some(header) = session.guest.take_header() {
+                conn.learn(&header);
+            }
+            if conn.received != expected && !session.wait() {
+                return Ok(Outcome::Hangs);
+            }
+            session.guest.reclaim();
+        }
+        if clock.has_begun() {
+            times.push(start.elapsed());
+        }
+        session.guest.refill();
+    }
+    Ok(Outcome::latency(times))
+}
+
+/// Messages over many connections, one under way on each.
+pub fn many(options: &Options, count: usize) -> io::Result<Outcome> {
+    let listener = listen(options)?;
+    let mut session = Session::boot(options, 3776, Mode::Waiting)?;
+    let (mut conns, mut streams): (Vec<Conn>, Vec<UnixStream>) = Default::default();
+    let mut by_port = HashMap::new();
+    for local in 50_000..50_000 + u32::try_from(count).expect("few") {
+        let Some((conn, stream)) = session.connect(&listener, local)? else { return Ok(Outcome::Hangs) };
+        by_port.insert(local, conns.len());
+        conns.push(conn);
+        streams.push(stream);
+    }
+    host_thread(options, move || {
+        // It ends with an error when the row does.
+        let _ = echo_many(streams);
+    });
+    let prepared = session.guest.lay_out(&[LEN, MESSAGE]);
+    let clock = Clock::start(options.time);
+    let mut waiting: Vec<usize> = (0..count).collect();
+    let mut done = vec![0_u64; count];
+    let mut begun = None;
+    loop {
+        session.guest.reclaim();
+        let mut any = false;
+        while let Some(&index) = waiting.last() {
+            let header = conns[index].header(&session.guest, op::RW, MESSAGE as u32);
+            if !session.guest.put_prepared(&header, &prepared) {
+                break;
+            }
+            conns[index].sent = conns[index].sent.wrapping_add(MESSAGE as u32);
+            waiting.pop();
+            any = true;
+        }
+        if any {
+            session.guest.tx.publish_and_kick();
+        }
+        while let Some(header) = session.guest.take_header() {
+            any = true;
+            let Some(&index) = by_port.get(&header.dst_port) else { continue };
+            let before = conns[index].received;
+            conns[index].learn(&header);
+            if conns[index].received / MESSAGE as u32 != before / MESSAGE as u32 {
+                done[index] += 1;
+                waiting.push(index);
+            }
+            session.guest.refill();
+        }
+        if begun.is_none() && clock.has_begun() {
+            begun = Some(done.clone());
+        }
+        if let Some(before) = begun.as_ref().filter(|_| clock.is_over()) {
+            let each: Vec<u64> = done.iter().zip(before).map(|(after, before)| after - before).collect();
+            let total: u64 = each.iter().sum();
+            let mean = total as f64 / count as f64;
+            let slowest = each.iter().min().map_or(0.0, |&least| least as f64 / mean);
+            let rate = total as f64 / clock.measured().as_secs_f64();
+            return Ok(Outcome::Value(rate, vec![("slowest_to_mean", slowest)]));
+        }
+        if !any && !session.wait() {
+            return Ok(Outcome::Hangs);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Job: the rows there are: their names, what each measures and in which unit.
+//! Before: the command line names some.
+//! After: `bulk`, `messages` and `connects` measure.
+//! Rules: a row is the same for every contender.
+
+use crate::Options;
+use crate::report::Outcome;
+use crate::{bulk, connects, messages};
+use vsock_driver::ring::Mode::{self, Polling, Waiting};
+
+/// How a guest cuts its packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Header and two pages of 32 KiB: Linux from 6.17.
+    Pages,
+    /// Header and one piece.
+    OnePiece,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Bulk from the guest to the host, in packets of a size.
+    FromGuest(usize, Cut, Mode),
+    /// Bulk from the host to the guest, into buffers of a size.
+    ToGuest(usize, Mode),
+    /// Both at once.
+    Both(Mode),
+    /// One byte there and back.
+    RoundTrip(Mode),
+    /// Messages of 64 bytes there and back over so many connections.
+    Messages(usize),
+    /// Connections by the guest, so many at once.
+    GuestConnects(usize),
+    /// Connections by the host, so many at once.
+    HostConnects(usize),
+    /// Memory of so many idle connections.
+    Idle(usize),
+}
+
+/// A row.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it says to people.
+    pub title: &'static str,
+    /// What is measured.
+    pub what: What,
+}
+
+impl Row {
+    /// The unit of its value.
+    pub fn unit(&self) -> &'static str {
+        match self.what {
+            What::FromGuest(..) | What::ToGuest(..) | What::Both(_) => "MB/s",
+            What::RoundTrip(_) => "us",
+            What::Messages(_) | What::GuestConnects(_) | What::HostConnects(_) => "1/s",
+            What::Idle(_) => "B",
+        }
+    }
+}
+
+/// All rows, in the order of the table.
+pub fn all() -> Vec<Row> {
+    let row = |name, title, what| Row { name, title, what };
+    let small = 3776;
+    vec![
+        row("g2h-64k", "guest to host, 64 KiB as Linux sends them", What::FromGuest(65_536, Cut::Pages, Waiting)),
+        row("g2h-64k-poll", "same, polling guest", What::FromGuest(65_536, Cut::Pages, Polling)),
+        row("g2h-64k-one", "guest to host, 64 KiB in one piece", What::FromGuest(65_536, Cut::OnePiece, Waiting)),
+        row("g2h-64k-one-poll", "same, polling guest", What::FromGuest(65_536, Cut::OnePiece, Polling)),
+        row("g2h-4k", "guest to host, 4 KiB", What::FromGuest(4096, Cut::OnePiece, Waiting)),
+        row("g2h-4k-poll", "same, polling guest", What::FromGuest(4096, Cut::OnePiece, Polling)),
+        row("g2h-256", "guest to host, 256 B", What::FromGuest(256, Cut::OnePiece, Waiting)),
+        row("h2g", "host to guest, receive buffers of 3776 B", What::ToGuest(small, Waiting)),
+        row("h2g-poll", "same, polling guest", What::ToGuest(small, Polling)),
+        row("h2g-64k", "host to guest, receive buffers of 64 KiB", What::ToGuest(65_536 + 44, Waiting)),
+        row("both", "both directions at once, 64 KiB, the sum", What::Both(Waiting)),
+        row("rtt", "round trip of 1 byte", What::RoundTrip(Waiting)),
+        row("rtt-poll", "same, polling guest", What::RoundTrip(Polling)),
+        row("connect-guest", "connections by the guest, one at a time", What::GuestConnects(1)),
+        row("connect-guest-16", "same, 16 at once", What::GuestConnects(16)),
+        row("connect-host", "connections by the host, one at a time", What::HostConnects(1)),
+        row("connect-host-4", "same, 4 at once", What::HostConnects(4)),
+        row("messages-1", "64 B there and back, 1 connection", What::Messages(1)),
+        row("messages-16", "same, 16 connections", What::Messages(16)),
+        row("messages-256", "same, 256 connections", What::Messages(256)),
+        row("messages-1024", "same, 1024 connections", What::Messages(1024)),
+        row("idle", "memory of an idle connection", What::Idle(2000)),
+    ]
+}
+
+/// The row of a name.
+pub fn find(name: &str) -> Option<Row> {
+    all().into_iter().find(|row| row.name == name)
+}
+
+/// Measures.
+pub fn run(what: What, options: &Options) -> Outcome {
+    let result = match what {
+        What::FromGuest(size, cut, mode) => bulk::from_guest(options, size, cut, mode),
+        What::ToGuest(size, mode) => bulk::to_guest(options, size, mode),
+        What::Both(mode) => bulk::both(options, mode),
+        What::RoundTrip(mode) => messages::round_trip(options, mode),
+        What::Messages(count) => messages::many(options, count),
+        What::GuestConnects(parallel) => connects::by_guest(options, parallel),
+        What::HostConnects(parallel) => connects::by_host(options, parallel),
+        What::Idle(count) => connects::idle(options, count),
+    };
+    result.unwrap_or_else(|error| Outcome::Failed(error.to_string()))
+}

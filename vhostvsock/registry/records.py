@@ -1,0 +1,122 @@
+"""What the registry notes down, and how it stands in the tables.
+
+Before: database.py has the tables. After: store.py.
+Rule:   SQLite's integers are signed and a cookie is not: every cookie goes through `to_column` and `from_column`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from vhostvsock.ids import CID_ANY, Cid
+from vhostvsock.registry.rules import GLOBAL_DOMAIN, Domain, NetnsId
+
+_WRAP = 1 << 64
+# No namespace has the cookie 0, so it stands for the domain of all global ones.
+_GLOBAL_COLUMN = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A running vhostvsock: its key, its pid, and where its bridge listens."""
+
+    id: str
+    pid: int
+    bridge: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A VM: its CID in the domain of its namespace. `running`: whether its guest's driver is up."""
+
+    id: str
+    name: str
+    cid: Cid
+    netns: NetnsId
+    domain: Domain
+    running: bool
+    daemon: Daemon
+
+    def __str__(self) -> str:
+        return f"VM {self.name!r} (pid {self.daemon.pid}, {self.netns})"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A host application that guests, or others of the host, may connect to. `cid` may be the any CID."""
+
+    id: str
+    cid: int
+    port: int
+    netns: NetnsId
+    domain: Domain
+    uid: int
+    daemon: Daemon
+
+    def __str__(self) -> str:
+        where = "any CID" if self.cid == CID_ANY else f"CID {self.cid}"
+        return f"a listener on {where} (uid {self.uid}, pid {self.daemon.pid}, {self.netns})"
+
+
+def to_column(netns: NetnsId) -> int:
+    cookie = netns.cookie
+    return cookie - _WRAP if cookie >= _WRAP // 2 else cookie
+
+
+def from_column(value: int) -> NetnsId:
+    return NetnsId(value % _WRAP)
+
+
+def domain_column(domain: Domain) -> int:
+    return _GLOBAL_COLUMN if domain.owner is None else to_column(domain.owner)
+
+
+def domain_from(value: int) -> Domain:
+    return GLOBAL_DOMAIN if value == _GLOBAL_COLUMN else Domain(from_column(value))
+
+
+# Claims and listeners are always read together with their daemon.
+SELECT_CLAIMS = """
+SELECT c.id, c.name, c.cid, c.cookie, c.domain, c.running, d.id, d.pid, d.bridge
+FROM claims c JOIN daemons d ON d.id = c.daemon """
+SELECT_LISTENERS = """
+SELECT l.id, l.cid, l.port, l.cookie, l.domain, l.uid, d.id, d.pid, d.bridge
+FROM listeners l JOIN daemons d ON d.id = l.daemon """
+
+
+def claim_from(row: tuple[Any, ...]) -> Claim:
+    key, name, cid, cookie, domain, running, *daemon = row
+    return Claim(key, name, Cid(cid), from_column(cookie), domain_from(domain), bool(running), Daemon(*daemon))
+
+
+def listener_from(row: tuple[Any, ...]) -> Listener:
+    key, cid, port, cookie, domain, uid, *daemon = row
+    return Listener(key, cid, port, from_column(cookie), domain_from(domain), uid, Daemon(*daemon))
+
+
+def insert_daemon(cursor: sqlite3.Cursor, daemon: Daemon) -> None:
+    cursor.execute("INSERT INTO daemons VALUES (?, ?, ?)", (daemon.id, daemon.pid, daemon.bridge))
+
+
+def insert_claim(cursor: sqlite3.Cursor, claim: Claim) -> None:
+    cursor.execute(
+        "INSERT INTO claims (id, domain, cid, cookie, name, daemon, running) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            claim.id,
+            domain_column(claim.domain),
+            claim.cid.value,
+            to_column(claim.netns),
+            claim.name,
+            claim.daemon.id,
+            claim.running,
+        ),
+    )
+
+
+def insert_listener(cursor: sqlite3.Cursor, one: Listener) -> None:
+    cursor.execute(
+        "INSERT INTO listeners (id, domain, cid, port, cookie, uid, daemon) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (one.id, domain_column(one.domain), one.cid, one.port, to_column(one.netns), one.uid, one.daemon.id),
+    )
