@@ -1,6 +1,6 @@
 """vhostvsock: virtio-vsock for QEMU guests, in user space, over vhost-user.
 
-For applications: `connect` and `create_server` (blocking sockets), `open_connection` and `start_server` (asyncio streams).
+For applications: `connect` and `create_server` (blocking sockets), `open_connection` and `start_server` (streams).
 The path of the daemon's start, file by file: cli -> config -> daemon -> sockets, native. See ARCHITECTURE.md.
 """
 

@@ -32,12 +32,7 @@ impl Bench {
     /// A mux with a limit of connections.
     fn with_limit(max_connections: usize) -> Self {
         let stats = Arc::new(Stats::default());
-        let config = Config {
-            guest_cid: GuestCid::new(CID).unwrap(),
-            buf_alloc: WINDOW,
-            connect_timeout: 2 * SECOND,
-            max_connections,
-        };
+        let config = Config { guest_cid: GuestCid::new(CID).unwrap(), buf_alloc: WINDOW, max_connections };
         Self { mux: Mux::new(config, Arc::clone(&stats)), stats, now: SECOND }
     }
 
@@ -109,7 +104,7 @@ impl Bench {
 
     /// A connection that a host application asked for, in state `Requested`, with its port.
     fn requested(&mut self) -> (Id, u32) {
-        let conn = self.mux.host_connects(GuestPort(80), HOST, self.now).unwrap();
+        let conn = self.mux.host_connects(GuestPort(80), HOST, self.now + 2 * SECOND).unwrap();
         let request = self.control();
         assert_eq!((request.op, request.dst_port), (Op::Request as u16, 80));
         (conn, request.src_port)
@@ -218,7 +213,7 @@ fn request_that_the_guest_does_not_answer_expires_with_rst() {
 #[test]
 fn request_that_never_went_out_is_taken_back_in_silence() {
     let mut bench = Bench::new();
-    let conn = bench.mux.host_connects(GuestPort(80), HOST, bench.now).unwrap();
+    let conn = bench.mux.host_connects(GuestPort(80), HOST, bench.now + 2 * SECOND).unwrap();
     bench.mux.host_aborted(conn);
     assert_eq!((bench.controls(), bench.count()), (vec![], 0));
 }
@@ -227,7 +222,7 @@ fn request_that_never_went_out_is_taken_back_in_silence() {
 fn limit_of_connections_holds_for_both_sides() {
     let mut bench = Bench::with_limit(1);
     let conn = bench.open();
-    assert_eq!(bench.mux.host_connects(GuestPort(80), HOST, bench.now), None);
+    assert_eq!(bench.mux.host_connects(GuestPort(80), HOST, bench.now + 2 * SECOND), None);
     let other = Header { src_port: 5001, ..Bench::header(Op::Request) };
     assert_eq!(bench.packet(&other), FromGuest::Done);
     assert_eq!((bench.controls(), bench.stats.refused_limit.get()), (vec![Op::Rst], 2));
@@ -386,7 +381,7 @@ fn reset_of_the_device_forgets_everything() {
     let mut bench = Bench::new();
     let conn = bench.open();
     bench.mux.host_readable(conn, bench.now);
-    bench.mux.host_connects(GuestPort(80), HOST, bench.now).unwrap();
+    bench.mux.host_connects(GuestPort(80), HOST, bench.now + 2 * SECOND).unwrap();
     bench.packet(&Header { src_port: 9, ..Bench::header(Op::Rw) });
     let mut closed = 0;
     bench.mux.reset_all(|_| closed += 1);
