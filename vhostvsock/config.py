@@ -26,6 +26,8 @@ LONGEST_PORT_SUFFIX = len("_4294967295")
 
 DEFAULT_MODE = 0o600
 DEFAULT_HANDSHAKE_TIMEOUT = 5.0
+# Looking for longer than a timer tick spares nobody anything.
+MAX_POLL_US = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class VmConfig:
     uds_path: str
     socket_access: Access = Access()
     uds_access: Access = Access()
+    poll_us: int = 0  # how long to look for more at the most before sleeping, in microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ _VM_KEYS: dict[str, type | tuple[type, ...]] = {
     "socket_owner": str,
     "uds_mode": str,
     "uds_owner": str,
+    "poll_us": int,
 }
 _TOP_TYPES: dict[str, type] = {"runtime_dir": str, "bridge_mode": str, "bridge_owner": str, "parent": bool}
 # In place of a CID: the lowest that is free in the domain of the VM's namespace.
@@ -97,6 +101,7 @@ def from_flags(
     handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT,
     runtime_dir: str | None = None,
     parent: bool = True,
+    poll_us: int | None = None,
 ) -> DaemonConfig:
     """The configuration of a single VM, from the command line."""
     try:
@@ -104,7 +109,7 @@ def from_flags(
     except ValueError as error:
         raise ConfigError(f"--guest-cid: {error}") from None
     table: dict[str, Any] = {"cid": number, "socket": socket, "uds_path": uds_path}
-    optional = {"name": name, "socket_mode": socket_mode, "socket_owner": socket_owner}
+    optional = {"name": name, "socket_mode": socket_mode, "socket_owner": socket_owner, "poll_us": poll_us}
     table.update((key, value) for key, value in optional.items() if value is not None)
     vm = _vm_from_table(table, where="", base="", flags=True)
     _check_together([vm], "command line")
@@ -196,6 +201,7 @@ def _vm_from_table(table: Mapping[str, Any], *, where: str, base: str, flags: bo
         uds_path=_path(table["uds_path"], base, SUN_PATH_BYTES - LONGEST_PORT_SUFFIX, label("uds_path")),
         socket_access=socket_access,
         uds_access=_access(table, "uds", socket_access, label),
+        poll_us=_poll(table.get("poll_us", 0), label("poll_us")),
     )
 
 
@@ -240,6 +246,12 @@ def _access(table: Mapping[str, Any], prefix: str, default: Access, label: Any) 
     if f"{prefix}_owner" in table:
         uid, gid = _owner(table[f"{prefix}_owner"], label(f"{prefix}_owner"))
     return Access(mode, uid, gid)
+
+
+def _poll(value: int, label: str) -> int:
+    if not 0 <= value <= MAX_POLL_US:
+        raise ConfigError(f"{label}: {value} is out of range", hint=f"use 0 (off) to {MAX_POLL_US} microseconds")
+    return value
 
 
 def _mode(text: str, label: str) -> int:

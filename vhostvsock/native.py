@@ -126,6 +126,7 @@ class DeviceConfig:
     max_connections: int = 0
     handshake_timeout_ms: int = 0
     connect_timeout_ms: int = 0
+    poll_us: int = 0  # here zero means not at all
 
 
 def _call(what: str, function: Callable[..., int], *args: Any) -> int:
@@ -277,6 +278,7 @@ class Engine(_Handle):
         record.max_connections = config.max_connections
         record.handshake_timeout_ms = config.handshake_timeout_ms
         record.connect_timeout_ms = config.connect_timeout_ms
+        record.poll_us = config.poll_us
         device = _ffi.new("uint64_t *")
         _call(f"vm {config.name}: cannot start the device", _lib.vhv_device_new, self.handle, record, device)
         return Device(int(device[0]), config.name)

@@ -71,6 +71,7 @@ class ServedVm:
                 cid=self.config.cid or Cid(3),  # each front-end is told the one that was claimed for it
                 hybrid_listener=self._clients.fileno(),
                 uds_path=self.config.uds_path,
+                poll_us=self.config.poll_us,
                 handshake_timeout_ms=max(1, round(self._handshake_timeout * 1000)),
             )
         )

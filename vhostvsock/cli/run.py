@@ -16,7 +16,7 @@ from vhostvsock.config import DaemonConfig
 from vhostvsock.daemon import Daemon
 from vhostvsock.errors import ConfigError
 
-_ONE_VM = ("guest_cid", "socket", "uds_path", "name", "socket_mode", "socket_owner")
+_ONE_VM = ("guest_cid", "socket", "uds_path", "name", "socket_mode", "socket_owner", "poll_us")
 _NEEDED = ("guest_cid", "socket", "uds_path")
 
 
@@ -59,6 +59,7 @@ def configuration(args: argparse.Namespace) -> DaemonConfig:
         handshake_timeout=config.DEFAULT_HANDSHAKE_TIMEOUT if timeout is None else timeout,
         runtime_dir=args.runtime_dir,
         parent=not args.no_parent,
+        poll_us=args.poll_us,
     )
 
 

@@ -9,6 +9,7 @@ mod from_guest;
 mod hosts;
 mod plane;
 mod poller;
+mod polling;
 mod to_guest;
 mod visibility;
 
@@ -46,6 +47,8 @@ pub struct Settings {
     pub handshake_timeout: u64,
     /// How long the guest may take to accept or refuse a connection, in nanoseconds.
     pub connect_timeout: u64,
+    /// How long to look for more at the most before sleeping, in nanoseconds; 0 for not at all.
+    pub poll: u64,
 }
 
 impl Settings {
@@ -59,6 +62,7 @@ impl Settings {
             max_connections: usize::MAX,
             handshake_timeout: 5 * SECOND,
             connect_timeout: 10 * SECOND,
+            poll: 0,
         }
     }
 }
