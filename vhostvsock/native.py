@@ -53,7 +53,8 @@ class _Lib(Protocol):
     def vhv_engine_set_log_level(self, engine: int, level: int, err: Any) -> int: ...
     def vhv_next_event(self, engine: int, event: Any, err: Any) -> int: ...
     def vhv_device_new(self, engine: int, config: Any, device: Any, err: Any) -> int: ...
-    def vhv_device_attach(self, device: int, fd: int, err: Any) -> int: ...
+    def vhv_device_attach(self, device: int, fd: int, admission: Any, err: Any) -> int: ...
+    def vhv_device_ping(self, device: int, err: Any) -> int: ...
     def vhv_device_stats(self, device: int, stats: Any, err: Any) -> int: ...
     def vhv_stat_name(self, index: int) -> Any: ...
     def vhv_device_free(self, device: int, err: Any) -> int: ...
@@ -249,6 +250,7 @@ class Device(_Handle):
     def __init__(self, handle: int, name: str) -> None:
         self._own(handle)
         self.name = name
+        self._pings = 0
 
     def __enter__(self) -> Device:
         return self
@@ -259,7 +261,20 @@ class Device(_Handle):
         Raises BusyError while another front-end is attached; the socket is closed then, too.
         """
         handle = self.handle
-        _call(f"vm {self.name}: cannot attach the front-end", _lib.vhv_device_attach, handle, front_end.detach())
+        # All zero: the CID of the configuration, seen by everyone.
+        admission = _ffi.new("VhvAdmission *")
+        what = f"vm {self.name}: cannot attach the front-end"
+        _call(what, _lib.vhv_device_attach, handle, front_end.detach(), admission)
+
+    def ping(self) -> None:
+        """Ask the device's thread for a sign of life, unless it owes one already; see `owes_pong`."""
+        if not self.owes_pong():
+            _call(f"vm {self.name}: cannot ask the device's thread", _lib.vhv_device_ping, self.handle)
+            self._pings += 1
+
+    def owes_pong(self) -> bool:
+        """Whether the thread has not come round to the last ping."""
+        return self._pings != self.stats()["pongs"]
 
     def stats(self) -> dict[str, int]:
         """Everything the device counts, by name."""

@@ -185,6 +185,7 @@ impl Plane {
                 self.hosts.visible.learn(netns, local);
                 self.hosts.judge_parked(self.now);
             }
+            Command::Ping => self.hosts.stats.pongs.add(1),
         }
     }
 
