@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from vhostvsock.config import DaemonConfig
 from vhostvsock.native import EVENT_BATCH, Engine, Event
+from vhostvsock.systemd import watchdog
+from vhostvsock.systemd.activation import PassedSockets
 from vhostvsock.systemd.notify import notify
 from vhostvsock.vm import ServedVm
 
@@ -31,8 +34,10 @@ _log = logging.getLogger("vhostvsock.daemon")
 class Daemon:
     """Serves the VMs of one configuration."""
 
-    def __init__(self, config: DaemonConfig, log_level: int) -> None:
+    def __init__(self, config: DaemonConfig, log_level: int, passed: PassedSockets | None = None) -> None:
         self._config = config
+        self._passed = passed or PassedSockets()
+        self._status = ""
         self._log_level = log_level
         self._vms: list[ServedVm] = []
         self._engine: Engine | None = None
@@ -48,6 +53,7 @@ class Daemon:
             self._start(loop)
             on_ready(_ready_line(self._vms))
             notify("READY=1")
+            self._tell_status()
             await stop.wait()
             notify("STOPPING=1")
         finally:
@@ -64,7 +70,10 @@ class Daemon:
         for config in self._config.vms:
             vm = ServedVm(config, self._config.handshake_timeout)
             self._vms.append(vm)
-            vm.listen()
+            vm.listen(self._passed)
+        for stray in self._passed.left():
+            _log.warning("%s (%s): the service manager listens there, but no VM does", stray.path, stray.name)
+        self._passed.close()
         self._engine = Engine()
         self._engine.set_log_level(self._log_level)
         for vm in self._vms:
@@ -73,6 +82,9 @@ class Daemon:
         for vm in self._vms:
             self._keep_going(vm.serve)
             self._keep_going(vm.revive, self._engine)
+        seconds = watchdog.period(os.environ)
+        if seconds is not None:
+            self._keep_going(watchdog.watch, seconds, lambda: self._vms)
 
     def _keep_going(self, what: Callable[..., Coroutine[Any, Any, None]], *args: object) -> None:
         async def task() -> None:
@@ -90,8 +102,16 @@ class Daemon:
         for vm in self._vms:
             if vm.handle == event.device and event.device != 0:
                 vm.handle_event(event)
+                self._tell_status()
                 return
         _log.log(event.level, "%s", event.text)
+
+    def _tell_status(self) -> None:
+        """Tell the service manager which VMs there are and how they are, if that changed."""
+        vms = _few([f"{vm.name} (cid {vm.config.cid}) {vm.state}" for vm in self._vms])
+        if vms != self._status:
+            self._status = vms
+            notify(f"STATUS={vms}")
 
     async def _stop(self) -> None:
         for task in self._tasks:
@@ -110,8 +130,11 @@ class Daemon:
 
 
 def _ready_line(vms: list[ServedVm]) -> str:
-    named = ", ".join(vm.describe() for vm in vms[:_NAMED_IN_READY_LINE])
-    more = len(vms) - _NAMED_IN_READY_LINE
-    if more > 0:
-        named += f", and {more} more"
+    named = _few([vm.describe() for vm in vms])
     return f"vhostvsock: ready: serving {len(vms)} VM{'' if len(vms) == 1 else 's'} ({named})"
+
+
+def _few(texts: list[str]) -> str:
+    """As many as one reads in a line, and how many there are besides."""
+    more = len(texts) - _NAMED_IN_READY_LINE
+    return ", ".join(texts[:_NAMED_IN_READY_LINE]) + (f", and {more} more" if more > 0 else "")

@@ -1,6 +1,6 @@
 """The command line: the parser, and which file does the work. No work here.
 
-Before: the console script `vhostvsock`, or `python -m vhostvsock`. After: cli/run.py, cli/connect.py.
+Before: the console script `vhostvsock`, or `python -m vhostvsock`. After: cli/run.py, cli/connect.py, cli/systemd.py.
 Rules:  - Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
         - An error is one line, `vhostvsock: error: ...`, and mostly a second one, `hint: ...`; never a traceback.
         - Only the subcommand's own file is imported: `connect` starts at once, without the native part.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vhostvsock import __version__
-from vhostvsock.cli import connect_args, run_args
+from vhostvsock.cli import connect_args, run_args, systemd_args
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.log import complain
 
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run_args.add(commands)
     connect_args.add(commands)
+    systemd_args.add(commands)
     return top
 
 
@@ -65,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from vhostvsock.cli import run
 
             return run.main(args)
+        if args.command == "systemd":
+            from vhostvsock.cli import systemd
+
+            return systemd.main(args)
         from vhostvsock.cli import connect
 
         return connect.main(args)
