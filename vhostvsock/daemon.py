@@ -37,7 +37,6 @@ class Daemon:
     def __init__(self, config: DaemonConfig, log_level: int, passed: PassedSockets | None = None) -> None:
         self._config = config
         self._passed = passed or PassedSockets()
-        self._status = ""
         self._log_level = log_level
         self._vms: list[ServedVm] = []
         self._engine: Engine | None = None
@@ -54,6 +53,8 @@ class Daemon:
             on_ready(_ready_line(self._vms))
             notify("READY=1")
             self._tell_status()
+            for vm in self._vms:
+                vm.on_state = self._tell_status
             await stop.wait()
             notify("STOPPING=1")
         finally:
@@ -102,16 +103,12 @@ class Daemon:
         for vm in self._vms:
             if vm.handle == event.device and event.device != 0:
                 vm.handle_event(event)
-                self._tell_status()
                 return
         _log.log(event.level, "%s", event.text)
 
     def _tell_status(self) -> None:
-        """Tell the service manager which VMs there are and how they are, if that changed."""
-        vms = _few([f"{vm.name} (cid {vm.config.cid}) {vm.state}" for vm in self._vms])
-        if vms != self._status:
-            self._status = vms
-            notify(f"STATUS={vms}")
+        """Tell the service manager which VMs there are and how they are."""
+        notify("STATUS=" + _few([f"{vm.name} (cid {vm.config.cid}) {vm.state}" for vm in self._vms]))
 
     async def _stop(self) -> None:
         for task in self._tasks:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
+import itertools
 import logging
 import os
 import socket
@@ -108,6 +110,13 @@ def _call(what: str, function: Callable[..., int], *args: Any) -> int:
     text = _ffi.string(err.message).decode("utf-8", "replace") or f"status {status}"
     kinds = {ERR_HANDLE: StaleHandleError, ERR_BUSY: BusyError, ERR_PANIC: NativePanicError}
     raise kinds.get(status, NativeError)(f"{what}: {text}", code=status, os_errno=int(err.os_errno))
+
+
+@functools.cache
+def _stat_names() -> tuple[str, ...]:
+    """The names of the counters, in the order of their values."""
+    names = itertools.takewhile(lambda name: name != _ffi.NULL, map(_lib.vhv_stat_name, itertools.count()))
+    return tuple(_ffi.string(name).decode() for name in names)
 
 
 class _Handle:
@@ -274,14 +283,17 @@ class Device(_Handle):
 
     def owes_pong(self) -> bool:
         """Whether the thread has not come round to the last ping."""
-        return self._pings != self.stats()["pongs"]
+        return self._pings != int(self._counters().values[_stat_names().index("pongs")])
 
     def stats(self) -> dict[str, int]:
         """Everything the device counts, by name."""
+        record = self._counters()
+        return {name: int(record.values[index]) for index, name in enumerate(_stat_names())}
+
+    def _counters(self) -> Any:
         record = _ffi.new("VhvStats *")
         _call(f"vm {self.name}: cannot read the counters", _lib.vhv_device_stats, self.handle, record)
-        names = (_ffi.string(_lib.vhv_stat_name(index)).decode() for index in range(record.count))
-        return {name: int(record.values[index]) for index, name in enumerate(names)}
+        return record
 
     def close(self) -> None:
         """Reset the device's connections, end and join its thread. May be called twice."""

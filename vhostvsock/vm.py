@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 
 from vhostvsock.config import VmConfig
 from vhostvsock.errors import NativeError
@@ -49,7 +50,8 @@ class ServedVm:
         self._device: Device | None = None
         self._free = asyncio.Event()  # set while no front-end is attached
         self._faulted = asyncio.Event()
-        self.state = "waiting for QEMU"  # for people
+        self.state = _STATES[EventKind.DETACHED]  # for people
+        self.on_state: Callable[[], None] = lambda: None  # called when it changed
 
     def listen(self, passed: PassedSockets | None = None) -> None:
         """Make both sockets, or take those that were passed. From here on connections queue up; nobody answers yet."""
@@ -78,7 +80,7 @@ class ServedVm:
 
     def handle_event(self, event: Event) -> None:
         """Follow the device's state, and log what it tells."""
-        self.state = _STATES.get(event.kind, self.state)
+        self._become(_STATES.get(event.kind, self.state))
         if event.kind is EventKind.DETACHED:
             self._free.set()
             self._say(logging.INFO, f"front-end gone: {event.text}" if event.text else "front-end gone")
@@ -142,7 +144,7 @@ class ServedVm:
                     self.start(engine)
                 except NativeError as error:
                     self._say(logging.ERROR, f"the device cannot be made anew: {error}")
-            self.state = _STATES[EventKind.DETACHED]
+            self._become(_STATES[EventKind.DETACHED])
             self._say(logging.WARNING, "the device is back; it serves the next front-end")
 
     @property
@@ -177,6 +179,11 @@ class ServedVm:
     def describe(self) -> str:
         """For the line that says ready."""
         return f"{self.config.name} cid {self.config.cid} {os.path.abspath(self.config.socket)}"
+
+    def _become(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            self.on_state()
 
     def _say(self, level: int, text: str) -> None:
         _log.log(level, "%s", text, extra={"fields": {"vm": self.config.name, "cid": self.config.cid.value}})
