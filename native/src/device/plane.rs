@@ -45,6 +45,8 @@ pub struct Seeds {
     log: Log,
     /// Where it sleeps.
     poller: Poller,
+    /// Its descriptor for bad times: taken before anyone is told that the device is ready.
+    spare: Spare,
 }
 
 impl Seeds {
@@ -53,7 +55,7 @@ impl Seeds {
         let poller = Poller::new()?;
         poller.add_level(&shared.command, Token::Command)?;
         poller.add_level(&listener, Token::Listener)?;
-        Ok(Self { settings, listener, shared, log, poller })
+        Ok(Self { settings, listener, shared, log, poller, spare: Spare::new() })
     }
 
     /// What the thread is called, in 15 bytes.
@@ -92,7 +94,7 @@ pub struct Plane {
 impl Plane {
     /// Ready to [`run`](Self::run).
     pub fn new(seeds: Seeds) -> Self {
-        let Seeds { settings, listener, shared, log, poller } = seeds;
+        let Seeds { settings, listener, shared, log, poller, spare } = seeds;
         let poller = Rc::new(poller);
         let stats = Arc::clone(&shared.stats);
         let config = Config {
@@ -114,7 +116,7 @@ impl Plane {
             asks: false,
             max_streams: settings.max_connections,
             running: false,
-            spare: Spare::new(),
+            spare,
         };
         Self {
             shared,
