@@ -104,6 +104,8 @@ enum Command {
     Answer(Id, Option<OwnedFd>),
     /// The answer to [`Kind::Netns`].
     Netns(u64, bool),
+    /// Show that the thread gets round: count it.
+    Ping,
 }
 
 /// What the handle and the thread share.
@@ -202,6 +204,11 @@ impl Device {
     /// Answers [`Kind::Netns`]: whether the namespace with this cookie is local.
     pub fn learn_netns(&self, netns: u64, local: bool) {
         self.shared.tell(Command::Netns(netns, local));
+    }
+
+    /// Has the thread count one more pong, once it gets round to it.
+    pub fn ping(&self) {
+        self.shared.tell(Command::Ping);
     }
 
     /// The counters as they are now.

@@ -48,6 +48,8 @@ pub struct Seeds {
     log: Log,
     /// Where it sleeps.
     poller: Poller,
+    /// Its descriptor for bad times: taken before anyone is told that the device is ready.
+    spare: Spare,
 }
 
 impl Seeds {
@@ -56,7 +58,7 @@ impl Seeds {
         let poller = Poller::new()?;
         poller.add_level(&shared.command, Token::Command)?;
         poller.add_level(&listener, Token::Listener)?;
-        Ok(Self { settings, listener, shared, log, poller })
+        Ok(Self { settings, listener, shared, log, poller, spare: Spare::new() })
     }
 
     /// What the thread is called, in 15 bytes.
@@ -99,7 +101,7 @@ pub struct Plane {
 impl Plane {
     /// Ready to [`run`](Self::run).
     pub fn new(seeds: Seeds) -> Self {
-        let Seeds { settings, listener, shared, log, poller } = seeds;
+        let Seeds { settings, listener, shared, log, poller, spare } = seeds;
         let poller = Rc::new(poller);
         let polling = Polling::new(settings.poll);
         let stats = Arc::clone(&shared.stats);
@@ -122,7 +124,7 @@ impl Plane {
             asks: false,
             max_streams: settings.max_connections,
             running: false,
-            spare: Spare::new(),
+            spare,
         };
         Self {
             shared,
@@ -233,6 +235,7 @@ impl Plane {
                 self.hosts.visible.learn(netns, local);
                 self.hosts.judge_parked(self.now);
             }
+            Command::Ping => self.hosts.stats.pongs.add(1),
         }
     }
 

@@ -346,6 +346,22 @@ pub unsafe extern "C" fn vhv_device_netns(device: u64, netns: u64, local: u32, e
     }
 }
 
+/// Asks a device's thread for a sign of life: it adds one to the counter `pongs` when it gets round to it.
+///
+/// # Safety
+///
+/// `err` is null or points to a record.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_device_ping(device: u64, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard(err, || {
+            handle::device(device)?.ping();
+            Ok(0)
+        })
+    }
+}
+
 /// Reads a device's counters.
 ///
 /// # Safety
