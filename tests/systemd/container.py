@@ -44,9 +44,9 @@ def check_prerequisites() -> None:
         lacking("root, for a container with systemd in it")
     for name in TOOLS:
         if shutil.which(name) is None:
-            lacking(f"{name} (tests/systemd/apt-packages.txt)")
+            lacking(f"{name} (tests/harness/apt-packages.txt)")
     if not MANAGER.exists():
-        lacking(f"{MANAGER} (tests/systemd/apt-packages.txt)")
+        lacking(f"{MANAGER} (tests/harness/apt-packages.txt)")
     for name in ("overlay", "cgroup2"):
         if f"\t{name}\n" not in Path("/proc/filesystems").read_text():
             lacking(f"the file system {name}")
