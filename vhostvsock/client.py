@@ -30,7 +30,7 @@ _LIST_SECONDS = 5.0
 
 
 def _bridges(runtime_dir: str | None) -> tuple[str, list[str]]:
-    """Where daemons have their bridge sockets, for people, and the sockets that are there, dead ones perhaps among them.
+    """Where daemons have their bridge sockets, for people, and the sockets there, dead ones perhaps among them.
 
     Those of the user's own daemons come first; the system's services are for everybody whom their mode lets in.
     """
