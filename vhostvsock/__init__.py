@@ -6,17 +6,13 @@ The path of the daemon's start, file by file: cli -> config -> daemon -> sockets
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vhostvsock.aio import open_connection, start_server
     from vhostvsock.client import connect, create_server
 
-try:
-    __version__ = version("vhostvsock")
-except PackageNotFoundError:  # run from a tree that was never installed
-    __version__ = "0+unknown"
+    __version__: str
 
 __all__ = ["__version__", "connect", "create_server", "open_connection", "start_server"]
 
@@ -30,6 +26,13 @@ _FOUND_IN = {
 
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: the command line and the daemon start without them.
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("vhostvsock")
+        except PackageNotFoundError:  # run from a tree that was never installed
+            return "0+unknown"
     if name in _FOUND_IN:
         import importlib
 

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vhostvsock import __version__
 from vhostvsock.cli import connect_args, listen_args, ls_args, netns_args, run_args, systemd_args
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.log import complain
@@ -42,6 +41,16 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        from vhostvsock import __version__
+
+        print(f"vhostvsock {__version__}")
+        raise SystemExit(0)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = _Parser(
@@ -51,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    top.add_argument("--version", action="version", version=f"vhostvsock {__version__}")
+    top.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run_args.add(commands)
     connect_args.add(commands)
