@@ -198,7 +198,7 @@ class ServedVm:
         """A client of a namespace that the device does not know."""
         try:
             netns = NetnsId(event.value) if event.sock is None else self._registry.modes.admit(event.sock)
-            mode = self._registry.modes.state(netns).mode
+            mode = self._registry.modes.mode(netns)
             if self._device is not None:
                 self._device.learn_netns(event.value, mode is Mode.LOCAL)
         except (VhostvsockError, OSError) as error:

@@ -9,8 +9,11 @@ import pytest
 
 from vhostvsock.registry.errors import NetnsError, Refused, RegistryError
 from vhostvsock.registry.kernel import KernelModes, host_cid
+from vhostvsock.registry.modes import Modes
+from vhostvsock.registry.netns import own
 from vhostvsock.registry.notes import KnownNetns, Notes
 from vhostvsock.registry.rules import Mode, NetnsId, NetnsState, born
+from vhostvsock.registry.store import Registry
 
 RED = NetnsId(9)
 
@@ -94,3 +97,21 @@ def test_a_draft_of_somebody_who_was_killed_is_no_note(tmp_path: Path) -> None:
     notes = noted(tmp_path / "user", born(Mode.LOCAL))
     (tmp_path / "user" / "netns" / "10.new").write_text("{")
     assert [known.id for known in notes.load_all()] == [RED]
+
+
+def test_a_daemon_notes_its_own_namespace_and_the_first_one_is_global(files: Path, tmp_path: Path) -> None:
+    kernel = KernelModes(str(files))
+    with Registry(str(tmp_path / "run"), kernel=kernel) as registry:
+        registry.register_daemon("bridge")
+    notes = Notes(str(tmp_path / "run"))
+    assert notes.load(own()) == KnownNetns(own(), None, NetnsState(Mode.GLOBAL, Mode.LOCAL, True), True)
+    with Registry(str(tmp_path / "run"), kernel=kernel) as registry:
+        modes = Modes(registry, notes, kernel, init=lambda: RED)
+        assert [modes.mode(netns) for netns in (RED, NetnsId(10))] == [Mode.GLOBAL, Mode.LOCAL]
+
+
+def test_a_mode_that_was_seen_is_not_read_again(tmp_path: Path) -> None:
+    with Registry(str(tmp_path / "run"), kernel=KernelModes("/nonexistent")) as registry:
+        registry.modes.declare_child(NetnsId(10), RED, wanted=Mode.LOCAL)
+        (tmp_path / "run" / "netns" / "9").write_text("nonsense")
+        assert registry.modes.mode(RED) is Mode.LOCAL

@@ -145,7 +145,7 @@ class Bridge:
     def _route(self, netns: NetnsId, cid: int, claim: Claim | None) -> Route:
         parent = self._parent_cid()
         view = View(
-            mode=self._registry.modes.state(netns).mode,
+            mode=self._registry.modes.mode(netns),
             vm=None if claim is None else VisibleVm(running=claim.running),
             parent=None if parent is None else Parent(own_cid=parent),
         )
@@ -231,7 +231,7 @@ class Bridge:
     # LIST -----------------------------------------------------------------------------------------------------------
 
     async def _list(self, sock: socket.socket, netns: NetnsId) -> None:
-        mode = self._registry.modes.state(netns).mode
+        mode = self._registry.modes.mode(netns)
         rows = [row for vm in self._vms() if (row := vm.row(netns, mode)) is not None]
         data = ok_line(len(rows)) + b"".join(json.dumps(row).encode() + b"\n" for row in rows)
         with contextlib.suppress(TimeoutError):  # a client that does not read

@@ -2,7 +2,8 @@
 
 Before: store.py, which lends its transactions: who writes is alone. After: kernel.py and notes.py.
 Rules:  - a namespace of which nothing is known is global where the registry is the model. Where the kernel has modes,
-          it is taken for local until the kernel was asked: what is unknown must not be let out of its namespace.
+          it is taken for local until the kernel was asked: what is unknown must not be let out of its namespace. Only
+          the system's first one is global by definition.
         - a mode never changes, so what the kernel said once is noted down, and holds also for daemons that may not
           enter that namespace.
         - what is noted from the one source does not count for the other.
@@ -10,18 +11,22 @@ Rules:  - a namespace of which nothing is known is global where the registry is 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import socket
 import sqlite3
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from vhostvsock.registry.errors import NetnsError, Refused
 from vhostvsock.registry.kernel import KernelModes
-from vhostvsock.registry.netns import Namespace, cookie_of_socket, namespace_of_socket, own
+from vhostvsock.registry.netns import Namespace, cookie_of_socket, init_id, namespace_of_socket, own
 from vhostvsock.registry.notes import KnownNetns, Notes
 from vhostvsock.registry.rules import UNDECLARED, Mode, NetnsId, NetnsState, inherit, write_child_mode
 
+_INIT = NetnsState(Mode.GLOBAL, Mode.GLOBAL, True)
 _UNASKED = NetnsState(Mode.LOCAL, Mode.LOCAL, True)
 
 
@@ -34,11 +39,18 @@ class Transactions(Protocol):
 class Modes:
     """Modes and child modes of all namespaces."""
 
-    def __init__(self, transactions: Transactions, notes: Notes, kernel: KernelModes) -> None:
+    def __init__(
+        self,
+        transactions: Transactions,
+        notes: Notes,
+        kernel: KernelModes,
+        init: Callable[[], NetnsId | None] = init_id,
+    ) -> None:
         self._transactions = transactions
         self._notes = notes
         self.kernel = kernel
-        # What this process saw, to note it again should the whole directory be removed.
+        self._init = functools.cache(init)
+        # What this process saw: for the next question, and to note it again should the whole directory be removed.
         self._seen: dict[NetnsId, KnownNetns] = {}
 
     def by_kernel(self) -> bool:
@@ -52,7 +64,16 @@ class Modes:
         if known is not None and known.by_kernel == by_kernel:
             self._seen[netns] = known
             return known.state
-        return _UNASKED if by_kernel else UNDECLARED
+        if not by_kernel:
+            return UNDECLARED
+        return _INIT if netns == self._init() else _UNASKED
+
+    def mode(self, netns: NetnsId) -> Mode:
+        """The mode of a namespace. It never changes, so what was seen once is not read again."""
+        seen = self._seen.get(netns)
+        if seen is not None and seen.by_kernel == self.by_kernel():
+            return seen.state.mode
+        return self.state(netns).mode
 
     def note_again(self) -> None:
         """Into a new directory, what this process knows. Called within a writing transaction."""
@@ -72,6 +93,12 @@ class Modes:
         state = self.kernel.here() if netns.id == own() else netns.run(self.kernel.here)
         self._note(KnownNetns(netns.id, name, state, True))
         return state
+
+    def note_own(self) -> None:
+        """Note what the kernel says of our own namespace, for daemons that may not ask it."""
+        if self.by_kernel():
+            with contextlib.suppress(NetnsError):
+                self._note(KnownNetns(own(), None, self.kernel.here(), True))
 
     def admit(self, sock: socket.socket) -> NetnsId:
         """The namespace of an accepted socket's client. From here on its mode is known, as far as it can be."""

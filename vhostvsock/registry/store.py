@@ -196,6 +196,7 @@ class Registry:
                 os.close(lock)  # the file is swept by the next daemon
             raise
         self._daemon, self._lock = daemon, lock
+        self.modes.note_own()
         return daemon.id
 
     def _me(self) -> Daemon:
@@ -216,7 +217,7 @@ class Registry:
         me = self._me()
         wanted = None if cid is None else rules.check_cid(cid)
         with self.writing() as cursor:
-            domain = rules.domain_of(netns, self.modes.state(netns).mode)
+            domain = rules.domain_of(netns, self.modes.mode(netns))
             got = self._free_cid(cursor, domain, None if wanted is None else wanted.value)
             claim = Claim(secrets.token_hex(8), name, got, netns, domain, False, me)
             insert_claim(cursor, claim)
@@ -285,7 +286,7 @@ class Registry:
         rules.check_bind_cid(cid, host_cid=self._own_cid())
         failure: Refused | None = None
         with self.writing() as cursor:
-            domain = rules.domain_of(netns, self.modes.state(netns).mode)
+            domain = rules.domain_of(netns, self.modes.mode(netns))
 
             def holder(number: int) -> str | None:
                 query = SELECT_LISTENERS + "WHERE domain = ? AND port = ? AND (l.cid = ? OR l.cid = ? OR ? = ?)"
@@ -344,7 +345,7 @@ class Registry:
     # Within a transaction -------------------------------------------------------------------------------------------
 
     def _domain_column(self, netns: NetnsId) -> int:
-        return domain_column(rules.domain_of(netns, self.modes.state(netns).mode))
+        return domain_column(rules.domain_of(netns, self.modes.mode(netns)))
 
     def _within_domain(self, viewer: NetnsId | None) -> tuple[str, tuple[int, ...]]:
         return ("", ()) if viewer is None else ("WHERE domain = ? ", (self._domain_column(viewer),))
