@@ -86,7 +86,7 @@ def test_a_child_mode_is_set_once(command: Command, names: Names) -> None:
 
 # Another user may not be able to read this Python, so everything is imported before the user is changed.
 AS_NOBODY = """
-import encodings.ascii, os, sys
+import encodings.ascii, locale, os, sys
 import vhostvsock.cli.netns
 from vhostvsock.cli import main
 os.setgroups([])
