@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vhostvsock.errors import VhostvsockError
@@ -169,10 +169,6 @@ def test_who_may_not_open_the_file_gets_eacces_before_anything_else(data: bytes)
         rules.write_child_mode(NetnsState(LOCAL, LOCAL, True), data, allowed=False)
 
 
-def test_a_namespaces_own_mode_cannot_be_written() -> None:
-    assert rules.refuse_mode_write().errno == errno.EACCES
-
-
 @given(st.lists(st.sampled_from([b"", b"x", b"local", b"global", b"local\n"]), max_size=8), modes)
 def test_a_child_mode_changes_at_most_once_and_a_mode_never(writes: list[bytes], mode: Mode) -> None:
     state = born(mode)
@@ -259,29 +255,6 @@ def test_an_automatic_cid_is_the_lowest_that_is_free(taken: set[int], host: int 
 
 
 @pytest.mark.parametrize(
-    ("cid", "other", "conflict"),
-    [(2, 2, True), (1, 1, True), (CID_ANY, CID_ANY, True), (2, CID_ANY, True), (CID_ANY, 1, True), (2, 1, False)],
-)
-def test_ports_conflict_with_the_same_cid_or_any(cid: int, other: int, conflict: bool) -> None:
-    assert rules.ports_conflict(cid, 5000, other, 5000) is conflict
-    assert not rules.ports_conflict(cid, 5000, other, 5001)
-
-
-cids = st.sampled_from([1, 2, 7, CID_ANY])
-
-
-@given(cids, st.integers(1, 3), cids, st.integers(1, 3), cids, st.integers(1, 3))
-def test_two_sockets_conflict_exactly_where_some_connection_could_find_either(
-    a: int, a_port: int, b: int, b_port: int, cid: int, port: int
-) -> None:
-    assert rules.ports_conflict(a, a_port, b, b_port) == rules.ports_conflict(b, b_port, a, a_port)
-    assume(cid != CID_ANY)
-    finds_a = rules.listener_matches(cid, port, bound_cid=a, bound_port=a_port)
-    finds_b = rules.listener_matches(cid, port, bound_cid=b, bound_port=b_port)
-    assert not (finds_a and finds_b) or rules.ports_conflict(a, a_port, b, b_port)
-
-
-@pytest.mark.parametrize(
     ("cid", "host", "fine"),
     [
         (CID_ANY, None, True),
@@ -346,13 +319,6 @@ def test_after_24_ports_that_are_taken_it_gives_up_and_has_moved_on() -> None:
     assert asked == list(range(2000, 2024))
     assert caught.value.errno == errno.EADDRNOTAVAIL
     assert rules.autobind(caught.value.cursor, 0, lambda _: False)[0] == 2024
-
-
-@pytest.mark.parametrize(
-    ("bound", "found"), [((2, 80), True), ((CID_ANY, 80), True), ((1, 80), False), ((2, 81), False)]
-)
-def test_a_listener_is_found_by_its_cid_or_any(bound: tuple[int, int], found: bool) -> None:
-    assert rules.listener_matches(2, 80, bound_cid=bound[0], bound_port=bound[1]) is found
 
 
 # Errors -------------------------------------------------------------------------------------------------------------

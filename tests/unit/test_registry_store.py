@@ -106,19 +106,6 @@ def test_a_released_cid_is_free_at_once_and_releasing_twice_is_fine(make: Make) 
     assert two.find_vm(INIT, 42) == other
 
 
-def test_another_cid_frees_the_old_one_and_a_failed_change_keeps_it(make: Make) -> None:
-    one, two = make(), make()
-    claim = one.set_running(one.claim(INIT, 42, "one"), True)
-    assert one.change_cid(claim, 42) == claim
-    claim = one.change_cid(claim, 43)
-    two.claim(INIT, 42, "two")
-    with refused(errno.EADDRINUSE, "'two'"):
-        one.change_cid(claim, 42)
-    with refused(errno.EINVAL):
-        one.change_cid(claim, 2)
-    assert two.find_vm(INIT, 43) == claim
-
-
 @pytest.mark.parametrize(
     ("vm", "viewer", "seen"),
     [

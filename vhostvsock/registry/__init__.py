@@ -11,7 +11,6 @@ host have claimed; rules.py and routes.py, which know neither sockets nor storag
   kernel.py      the modes that a kernel with namespaces in AF_VSOCK keeps itself; the host's own CID
   mounts.py      where a name has to be mounted to be seen by everybody
   making.py      namespaces made and removed, with the mode that they inherit
-  watch.py       names that come and go
   runtime.py     the runtime directory, and the lock that says that a daemon lives
   database.py    the SQLite file: opened, created, checked; its errors in plain words
   notes.py       what is known of each namespace, a small file each

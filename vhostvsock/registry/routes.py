@@ -15,8 +15,6 @@ from vhostvsock.ids import CID_ANY, CID_HOST, CID_LOCAL
 from vhostvsock.registry.errors import Refused
 from vhostvsock.registry.rules import Mode
 
-# A guest that does not answer a REQUEST in this time: ETIMEDOUT (VSOCK_DEFAULT_CONNECT_TIMEOUT).
-CONNECT_TIMEOUT_SECONDS = 2.0
 # A guest, or a host application, that answers with RST, as for a port on which nobody listens.
 RESET_ERRNO = errno.ECONNRESET
 

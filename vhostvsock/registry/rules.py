@@ -122,15 +122,6 @@ def write_child_mode(state: NetnsState, data: bytes, *, allowed: bool, label: st
     return replace(state, child_mode=wanted, child_locked=True)
 
 
-def refuse_mode_write(label: str = "the namespace") -> Refused:
-    """The answer to whoever wants to change a namespace's own mode: root as well."""
-    return Refused(
-        errno.EACCES,
-        f"the mode of {label} was decided when it was made",
-        hint="make another namespace: `vhostvsock netns add NAME --mode MODE`",
-    )
-
-
 def born(mode: Mode) -> NetnsState:
     """The state of a namespace that has just been made with `mode`: its children get the same by default."""
     return NetnsState(mode, mode, False)
@@ -202,11 +193,6 @@ def auto_cid(taken: Iterable[int], host_cid: int | None) -> Cid:
 # Ports --------------------------------------------------------------------------------------------------------------
 
 
-def ports_conflict(cid: int, port: int, other_cid: int, other_port: int) -> bool:
-    """Whether two sockets of one domain cannot both be bound: the same port, and CIDs that overlap."""
-    return port == other_port and (cid == other_cid or CID_ANY in (cid, other_cid))
-
-
 def check_bind_cid(cid: int, *, host_cid: int | None, loopback: bool = True, vms: bool = True) -> None:
     """EADDRNOTAVAIL unless the CID is one of the host's: any, the host (VMs can be served), loopback, its own."""
     if cid == CID_ANY or (cid == CID_HOST and vms) or (cid == CID_LOCAL and loopback):
@@ -255,8 +241,3 @@ class NoFreePort(Refused):
             errno.EADDRNOTAVAIL, f"none of {AUTOBIND_TRIES} ports was free", hint="try again, or name the port"
         )
         self.cursor = cursor
-
-
-def listener_matches(cid: int, port: int, *, bound_cid: int, bound_port: int) -> bool:
-    """Whether a connection to (cid, port) finds a socket of its domain that is bound to (bound_cid, bound_port)."""
-    return port == bound_port and bound_cid in (cid, CID_ANY)

@@ -224,18 +224,6 @@ class Registry:
         self._claims[claim.id] = claim
         return claim
 
-    def change_cid(self, claim: Claim, cid: int) -> Claim:
-        """Give a VM another CID; the old one is free at once. If that fails it keeps the old one."""
-        current = self._claims[claim.id]
-        wanted = rules.check_cid(cid)
-        if wanted == current.cid:
-            return current
-        with self.writing() as cursor:
-            self._free_cid(cursor, current.domain, wanted.value)
-            cursor.execute("UPDATE claims SET cid = ? WHERE id = ?", (wanted.value, claim.id))
-        changed = self._claims[claim.id] = dataclasses.replace(current, cid=wanted)
-        return changed
-
     def _free_cid(self, cursor: sqlite3.Cursor, domain: Domain, cid: int | None) -> Cid:
         column = domain_column(domain)
         if cid is None:
