@@ -404,6 +404,9 @@ impl Plane {
         self.starved = filled.starved;
         publish(rx_ring, &self.hosts);
         publish(tx_ring, &self.hosts);
+        if session.memory.is_broken() {
+            return Err(Failure::Memory);
+        }
         Ok(progress)
     }
 
@@ -447,7 +450,7 @@ fn describe(failure: &Failure) -> String {
     match failure {
         Failure::Ring(RingError::AvailableIndex) => "the guest's driver moved an available index too far".into(),
         Failure::Ring(RingError::Head) => "the guest's driver made a descriptor available that does not exist".into(),
-        Failure::Memory => "guest memory that was shared cannot be accessed any more".into(),
+        Failure::Memory => "guest memory that was shared cannot be accessed any more: its file shrank".into(),
     }
 }
 

@@ -6,6 +6,7 @@
 // UNSAFETY: guest memory is shared with another process; it can only be reached through raw pointers.
 #![allow(unsafe_code)]
 
+use super::sigbus::{Watched, times_broken};
 use std::fs::File;
 use std::sync::atomic::{AtomicU16, Ordering};
 use vm_memory::{FileOffset, MmapRegion};
@@ -134,6 +135,8 @@ struct Region {
     user: u64,
     /// Its length in bytes.
     len: u64,
+    /// Tells if the file behind the mapping shrinks. Before the mapping, so that it ends first.
+    watched: Watched,
     /// The mapping, which ends with the region.
     map: MmapRegion,
 }
@@ -145,6 +148,8 @@ pub struct GuestMemory {
     regions: Vec<Region>,
     /// The region found last: mostly the next one, too.
     last: std::cell::Cell<usize>,
+    /// How often regions of any guest had broken when it was asked last.
+    times_broken: std::cell::Cell<u32>,
 }
 
 impl GuestMemory {
@@ -174,8 +179,9 @@ impl GuestMemory {
         }
         let map = MmapRegion::from_file(FileOffset::new(file, offset), size)
             .map_err(|error| format!("{described}: cannot be mapped at file offset {offset:#x}: {error}"))?;
+        let watched = Watched::new(map.as_ptr(), size).map_err(|error| format!("{described}: {error}"))?;
         let at = self.regions.partition_point(|r| r.guest < guest);
-        self.regions.insert(at, Region { guest, user, len, map });
+        self.regions.insert(at, Region { guest, user, len, watched, map });
         Ok(())
     }
 
@@ -189,6 +195,13 @@ impl GuestMemory {
     /// Unmaps everything.
     pub fn clear(&mut self) {
         self.regions.clear();
+    }
+
+    /// Whether a file shrank, so that what we saw of the guest's memory since is not the guest's.
+    pub fn is_broken(&self) -> bool {
+        let times = times_broken();
+        // Mostly nothing broke anywhere since it was asked last.
+        self.times_broken.replace(times) != times && self.regions.iter().any(|region| region.watched.is_broken())
     }
 
     /// Number of regions.
