@@ -1,6 +1,6 @@
 """What all tests share: the tier of each test from its directory, and prerequisites that CI insists on.
 
-Tiers, cheapest first: unit, boundary, wire, netns, style, vm. The directory decides; nobody needs to write the marker.
+Tiers, cheapest first: unit, boundary, wire, netns, style, systemd, vm. The directory decides, nobody writes the marker.
 Rule: outside CI a missing prerequisite skips the test and is named; in CI (CI=true) it is a failure.
 """
 
@@ -21,9 +21,9 @@ settings.register_profile("vhostvsock", deadline=None, suppress_health_check=[He
 settings.load_profile("vhostvsock")
 
 ROOT = Path(__file__).resolve().parent.parent
-TIERS = ("unit", "boundary", "wire", "netns", "style", "vm")
+TIERS = ("unit", "boundary", "wire", "netns", "style", "systemd", "vm")
 # Order in a full run: what fails fast comes first.
-_ORDER = {"unit": 0, "boundary": 1, "style": 2, "wire": 3, "netns": 4, "vm": 5}
+_ORDER = {"unit": 0, "boundary": 1, "style": 2, "wire": 3, "netns": 4, "systemd": 5, "vm": 6}
 
 
 def in_ci() -> bool:

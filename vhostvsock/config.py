@@ -11,11 +11,11 @@ import grp
 import os
 import pwd
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vhostvsock.dropins import merge
 from vhostvsock.errors import ConfigError
 from vhostvsock.ids import Cid
 
@@ -26,6 +26,8 @@ LONGEST_PORT_SUFFIX = len("_4294967295")
 
 DEFAULT_MODE = 0o600
 DEFAULT_HANDSHAKE_TIMEOUT = 5.0
+# Looking for longer than a timer tick spares nobody anything.
+MAX_POLL_US = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class VmConfig:
     uds_path: str
     socket_access: Access = Access()
     uds_access: Access = Access()
+    poll_us: int = 0  # how long to look for more at the most before sleeping, in microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ _VM_KEYS: dict[str, type | tuple[type, ...]] = {
     "socket_owner": str,
     "uds_mode": str,
     "uds_owner": str,
+    "poll_us": int,
 }
 _TOP_TYPES: dict[str, type] = {"runtime_dir": str, "bridge_mode": str, "bridge_owner": str, "parent": bool}
 # In place of a CID: the lowest that is free in the domain of the VM's namespace.
@@ -97,6 +101,7 @@ def from_flags(
     handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT,
     runtime_dir: str | None = None,
     parent: bool = True,
+    poll_us: int | None = None,
 ) -> DaemonConfig:
     """The configuration of a single VM, from the command line."""
     try:
@@ -104,9 +109,9 @@ def from_flags(
     except ValueError as error:
         raise ConfigError(f"--guest-cid: {error}") from None
     table: dict[str, Any] = {"cid": number, "socket": socket, "uds_path": uds_path}
-    optional = {"name": name, "socket_mode": socket_mode, "socket_owner": socket_owner}
+    optional = {"name": name, "socket_mode": socket_mode, "socket_owner": socket_owner, "poll_us": poll_us}
     table.update((key, value) for key, value in optional.items() if value is not None)
-    vm = _vm_from_table(table, where="", base="", flags=True)
+    vm = _vm_from_table(table, where=None, base="")
     _check_together([vm], "command line")
     return DaemonConfig(
         (vm,),
@@ -118,48 +123,63 @@ def from_flags(
 
 
 def from_file(path: str) -> DaemonConfig:
-    """The configuration of several VMs, from a TOML file. Relative paths in it start at the file's directory."""
+    """The configuration of several VMs, from a TOML file and its drop-ins, the files `*.toml` in `<path>.d/`.
+
+    Relative paths, those in drop-ins too, start at the directory of the file.
+    """
+    files = [(path, _read(path, "check the path given to --config"))]
+    files += ((dropin, _read(dropin, "make it readable, or remove it")) for dropin in _dropins(path + ".d"))
+    return _from_files(files, base=os.path.dirname(path))
+
+
+def _read(path: str, hint: str) -> bytes:
     try:
         with open(path, "rb") as file:
-            text = file.read()
+            return file.read()
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="check the path given to --config") from error
-    return from_toml(text, source=path, base=os.path.dirname(path))
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+
+
+def _dropins(directory: str) -> list[str]:
+    """The drop-ins in the order in which they apply: that of their names, byte by byte."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"cannot read {directory}: {error.strerror}", hint="it is a directory of drop-ins") from error
+    chosen = (name for name in names if name.endswith(".toml") and not name.startswith("."))
+    return [os.path.join(directory, name) for name in sorted(chosen, key=os.fsencode)]
 
 
 def from_toml(text: bytes, *, source: str, base: str = "") -> DaemonConfig:
     """The configuration in `text`; `source` names it in errors, `base` is where relative paths start."""
-    try:
-        top = tomllib.loads(text.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{source}: not UTF-8 text: {error}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}", hint="see https://toml.io for the format") from None
-    _check_keys(top, _TOP_KEYS, source)
-    tables = top.get("vm", [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(f"{source}: vm must be {_TYPE_NAMES[list]}", hint="start each VM with a line [[vm]]")
-    if not tables:
+    return _from_files([(source, text)], base=base)
+
+
+def _from_files(files: Sequence[tuple[str, bytes]], *, base: str) -> DaemonConfig:
+    """The configuration in the main file, which comes first, and its drop-ins."""
+    source = files[0][0]
+    merged = merge(files)
+    for key in merged.top:
+        _check_keys({key: None}, _TOP_KEYS, merged.origin[key])
+    if not merged.vms:
         raise ConfigError(f"{source}: no VM in it", hint="add a [[vm]] table with cid, socket and uds_path")
-    vms = [_vm_from_table(table, where=_place(source, table, i), base=base) for i, table in enumerate(tables, 1)]
+    vms = [_vm_from_table(table.keys, where=table.where, base=base) for table in merged.vms]
     _check_together(vms, source)
-    timeout = checked_timeout(top.get("handshake_timeout", DEFAULT_HANDSHAKE_TIMEOUT), f"{source}: handshake_timeout")
+    label = f"{merged.origin.get('handshake_timeout', source)}: handshake_timeout"
+    timeout = checked_timeout(merged.top.get("handshake_timeout", DEFAULT_HANDSHAKE_TIMEOUT), label)
     for key, wanted in _TOP_TYPES.items():
-        if key in top and type(top[key]) is not wanted:
-            raise ConfigError(f"{source}: {key} must be {_TYPE_NAMES[wanted]}")
-    runtime_dir = top.get("runtime_dir")
+        if key in merged.top and type(merged.top[key]) is not wanted:
+            raise ConfigError(f"{merged.origin[key]}: {key} must be {_TYPE_NAMES[wanted]}")
+    runtime_dir = merged.top.get("runtime_dir")
     return DaemonConfig(
         tuple(vms),
         timeout,
         None if runtime_dir is None else os.path.join(base, runtime_dir),
-        _access(top, "bridge", Access(), lambda key: f"{source}: {key}"),
-        top.get("parent", True),
+        _access(merged.top, "bridge", Access(), lambda key: f"{merged.origin.get(key, source)}: {key}"),
+        merged.top.get("parent", True),
     )
-
-
-def _place(source: str, table: Mapping[str, Any], number: int) -> str:
-    name = table.get("name")
-    return f"{source}: vm {name!r}" if isinstance(name, str) and name else f"{source}: vm number {number}"
 
 
 def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -168,12 +188,14 @@ def _check_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> N
             raise ConfigError(f"{where}: unknown key {key!r}", hint=f"known keys: {', '.join(sorted(known))}")
 
 
-def _vm_from_table(table: Mapping[str, Any], *, where: str, base: str, flags: bool = False) -> VmConfig:
-    def label(key: str) -> str:
-        return _FLAGS.get(key, f"--{key.replace('_', '-')}") if flags else f"{where}: {key}"
+def _vm_from_table(table: Mapping[str, Any], *, where: Callable[[str], str] | None, base: str) -> VmConfig:
+    """A VM from its table. `where` says where a key is from; without it, keys are flags."""
 
-    _check_keys(table, _VM_KEYS, where)
+    def label(key: str) -> str:
+        return f"{where(key)}: {key}" if where else _FLAGS.get(key, f"--{key.replace('_', '-')}")
+
     for key, value in table.items():
+        _check_keys({key: value}, _VM_KEYS, where(key) if where else "")
         wanted = _VM_KEYS[key]
         if type(value) not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             got = _TYPE_NAMES.get(type(value), type(value).__name__)
@@ -196,6 +218,7 @@ def _vm_from_table(table: Mapping[str, Any], *, where: str, base: str, flags: bo
         uds_path=_path(table["uds_path"], base, SUN_PATH_BYTES - LONGEST_PORT_SUFFIX, label("uds_path")),
         socket_access=socket_access,
         uds_access=_access(table, "uds", socket_access, label),
+        poll_us=_poll(table.get("poll_us", 0), label("poll_us")),
     )
 
 
@@ -240,6 +263,12 @@ def _access(table: Mapping[str, Any], prefix: str, default: Access, label: Any) 
     if f"{prefix}_owner" in table:
         uid, gid = _owner(table[f"{prefix}_owner"], label(f"{prefix}_owner"))
     return Access(mode, uid, gid)
+
+
+def _poll(value: int, label: str) -> int:
+    if not 0 <= value <= MAX_POLL_US:
+        raise ConfigError(f"{label}: {value} is out of range", hint=f"use 0 (off) to {MAX_POLL_US} microseconds")
+    return value
 
 
 def _mode(text: str, label: str) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
@@ -24,6 +25,8 @@ from vhostvsock.native import EVENT_BATCH, Engine, Event
 from vhostvsock.registry.kernel import host_cid
 from vhostvsock.registry.store import Registry
 from vhostvsock.sockets import ListeningSocket
+from vhostvsock.systemd import watchdog
+from vhostvsock.systemd.activation import PassedSockets
 from vhostvsock.systemd.notify import notify
 from vhostvsock.vm import ServedVm
 
@@ -39,8 +42,9 @@ _log = logging.getLogger("vhostvsock.daemon")
 class Daemon:
     """Serves the VMs of one configuration."""
 
-    def __init__(self, config: DaemonConfig, log_level: int) -> None:
+    def __init__(self, config: DaemonConfig, log_level: int, passed: PassedSockets | None = None) -> None:
         self._config = config
+        self._passed = passed or PassedSockets()
         self._log_level = log_level
         self._vms: list[ServedVm] = []
         self._engine: Engine | None = None
@@ -60,6 +64,9 @@ class Daemon:
             self._start(loop)
             on_ready(_ready_line(self._vms))
             notify("READY=1")
+            self._tell_status()
+            for vm in self._vms:
+                vm.on_state = self._tell_status
             await stop.wait()
             notify("STOPPING=1")
         finally:
@@ -81,7 +88,10 @@ class Daemon:
         for config in self._config.vms:
             vm = ServedVm(config, self._config.handshake_timeout, registry, self._on_ask)
             self._vms.append(vm)
-            vm.listen()
+            vm.listen(self._passed)
+        for stray in self._passed.left():
+            _log.warning("%s (%s): the service manager listens there, but no VM does", stray.path, stray.name)
+        self._passed.close()
         self._engine = Engine()
         self._engine.set_log_level(self._log_level)
         for vm in self._vms:
@@ -92,6 +102,9 @@ class Daemon:
             self._keep_going(vm.revive, self._engine)
         self._keep_going(bridge.serve, clients)
         self._keep_going(peers.serve, others, bridge.take_over)
+        seconds = watchdog.period(os.environ)
+        if seconds is not None:
+            self._keep_going(watchdog.watch, seconds, lambda: self._vms)
 
     def _listen_for_bridge(self, directory: str) -> tuple[ListeningSocket, ListeningSocket]:
         """The sockets for host applications and for other daemons."""
@@ -103,7 +116,7 @@ class Daemon:
         path = places.new_bridge_path(directory)
         made = self._bridge_sockets
         made.append(ListeningSocket(path, self._config.bridge_access))
-        made.append(ListeningSocket(places.peer_path(path), Access(), socket.SOCK_SEQPACKET))
+        made.append(ListeningSocket(places.peer_path(path), Access(), kind=socket.SOCK_SEQPACKET))
         return made[0], made[1]
 
     def _on_ask(self, vm: ServedVm, token: int, guest_port: int, port: int) -> None:
@@ -130,6 +143,10 @@ class Daemon:
                 vm.handle_event(event)
                 return
         _log.log(event.level, "%s", event.text)
+
+    def _tell_status(self) -> None:
+        """Tell the service manager which VMs there are and how they are."""
+        notify("STATUS=" + _few([f"{vm.name} (cid {vm.config.cid}) {vm.state}" for vm in self._vms]))
 
     async def _stop(self) -> None:
         for task in self._tasks:
@@ -165,8 +182,11 @@ def connect_parent(cid: int, port: int) -> socket.socket:
 
 
 def _ready_line(vms: list[ServedVm]) -> str:
-    named = ", ".join(vm.describe() for vm in vms[:_NAMED_IN_READY_LINE])
-    more = len(vms) - _NAMED_IN_READY_LINE
-    if more > 0:
-        named += f", and {more} more"
+    named = _few([vm.describe() for vm in vms])
     return f"vhostvsock: ready: serving {len(vms)} VM{'' if len(vms) == 1 else 's'} ({named})"
+
+
+def _few(texts: list[str]) -> str:
+    """As many as one reads in a line, and how many there are besides."""
+    more = len(texts) - _NAMED_IN_READY_LINE
+    return ", ".join(texts[:_NAMED_IN_READY_LINE]) + (f", and {more} more" if more > 0 else "")

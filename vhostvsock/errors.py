@@ -3,7 +3,8 @@
 VhostvsockError             exit code 1
 ├── ConfigError             exit code 2: the command line or the configuration file is wrong
 ├── SocketError             a listening socket cannot be made, or is someone else's
-│   └── SocketInUseError    it belongs to a live process
+│   ├── SocketInUseError    it belongs to a live process
+│   └── ActivationError     a socket that the service manager passed is of no use
 ├── ConnectError            `vhostvsock connect` could not reach the guest, or lost it
 └── NativeError             the native library refused a call
     ├── StaleHandleError    a device or engine was used after its end
@@ -42,6 +43,10 @@ class SocketInUseError(SocketError):
     def __init__(self, message: str, *, pid: int | None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.pid = pid
+
+
+class ActivationError(SocketError):
+    """A socket that the service manager passed is none that we can serve."""
 
 
 class ConnectError(VhostvsockError):

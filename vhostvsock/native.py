@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
+import itertools
 import logging
 import os
 import socket
@@ -57,6 +59,7 @@ class _Lib(Protocol):
     def vhv_device_connect(self, device: int, fd: int, port: int, err: Any) -> int: ...
     def vhv_device_answer(self, device: int, token: int, fd: int, err: Any) -> int: ...
     def vhv_device_netns(self, device: int, netns: int, local: int, err: Any) -> int: ...
+    def vhv_device_ping(self, device: int, err: Any) -> int: ...
     def vhv_device_stats(self, device: int, stats: Any, err: Any) -> int: ...
     def vhv_stat_name(self, index: int) -> Any: ...
     def vhv_device_free(self, device: int, err: Any) -> int: ...
@@ -126,6 +129,7 @@ class DeviceConfig:
     max_connections: int = 0
     handshake_timeout_ms: int = 0
     connect_timeout_ms: int = 0
+    poll_us: int = 0  # here zero means not at all
 
 
 def _call(what: str, function: Callable[..., int], *args: Any) -> int:
@@ -137,6 +141,13 @@ def _call(what: str, function: Callable[..., int], *args: Any) -> int:
     text = _ffi.string(err.message).decode("utf-8", "replace") or f"status {status}"
     kinds = {ERR_HANDLE: StaleHandleError, ERR_BUSY: BusyError, ERR_PANIC: NativePanicError}
     raise kinds.get(status, NativeError)(f"{what}: {text}", code=status, os_errno=int(err.os_errno))
+
+
+@functools.cache
+def _stat_names() -> tuple[str, ...]:
+    """The names of the counters, in the order of their values."""
+    names = itertools.takewhile(lambda name: name != _ffi.NULL, map(_lib.vhv_stat_name, itertools.count()))
+    return tuple(_ffi.string(name).decode() for name in names)
 
 
 class _Handle:
@@ -277,6 +288,7 @@ class Engine(_Handle):
         record.max_connections = config.max_connections
         record.handshake_timeout_ms = config.handshake_timeout_ms
         record.connect_timeout_ms = config.connect_timeout_ms
+        record.poll_us = config.poll_us
         device = _ffi.new("uint64_t *")
         _call(f"vm {config.name}: cannot start the device", _lib.vhv_device_new, self.handle, record, device)
         return Device(int(device[0]), config.name)
@@ -288,6 +300,7 @@ class Device(_Handle):
     def __init__(self, handle: int, name: str) -> None:
         self._own(handle)
         self.name = name
+        self._pings = 0
 
     def __enter__(self) -> Device:
         return self
@@ -322,12 +335,25 @@ class Device(_Handle):
         what = f"vm {self.name}: cannot tell of a namespace"
         _call(what, _lib.vhv_device_netns, self.handle, netns, int(local))
 
+    def ping(self) -> None:
+        """Ask the device's thread for a sign of life, unless it owes one already; see `owes_pong`."""
+        if not self.owes_pong():
+            _call(f"vm {self.name}: cannot ask the device's thread", _lib.vhv_device_ping, self.handle)
+            self._pings += 1
+
+    def owes_pong(self) -> bool:
+        """Whether the thread has not come round to the last ping."""
+        return self._pings != int(self._counters().values[_stat_names().index("pongs")])
+
     def stats(self) -> dict[str, int]:
         """Everything the device counts, by name."""
+        record = self._counters()
+        return {name: int(record.values[index]) for index, name in enumerate(_stat_names())}
+
+    def _counters(self) -> Any:
         record = _ffi.new("VhvStats *")
         _call(f"vm {self.name}: cannot read the counters", _lib.vhv_device_stats, self.handle, record)
-        names = (_ffi.string(_lib.vhv_stat_name(index)).decode() for index in range(record.count))
-        return {name: int(record.values[index]) for index, name in enumerate(names)}
+        return record
 
     def close(self) -> None:
         """Reset the device's connections, end and join its thread. May be called twice."""

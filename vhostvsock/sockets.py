@@ -5,6 +5,7 @@ Rules:  - `<path>.lock` is locked (flock) for as long as we serve `<path>`; the 
           lock that can be had means that no daemon of ours is alive. It holds the owner's pid.
         - Owner and mode are set between bind and listen: before listen, nobody can connect.
         - What is not a socket is never removed; nor is a socket that some other program still has open.
+        - A socket of the service manager is adopted as it is, with its owner and mode, and outlives us.
 """
 
 from __future__ import annotations
@@ -32,8 +33,21 @@ class ListeningSocket:
     Non-blocking is a property of the open socket, so duplicates of the descriptor share it.
     """
 
-    def __init__(self, path: str, access: Access, kind: socket.SocketKind = socket.SOCK_STREAM) -> None:
+    def __init__(
+        self,
+        path: str,
+        access: Access,
+        passed: socket.socket | None = None,
+        *,
+        kind: socket.SocketKind = socket.SOCK_STREAM,
+    ) -> None:
         self.path = path
+        self.adopted = passed is not None
+        self._lock: _PathLock | None = None
+        if passed is not None:
+            # No lock: the manager has the socket open, which keeps every other daemon away.
+            self.sock = passed
+            return
         self._lock = _PathLock(path)
         try:
             _clear_stale(path)
@@ -46,9 +60,12 @@ class ListeningSocket:
         return self.sock.fileno()
 
     def close(self) -> None:
-        """Stop listening and remove the socket and its lock file, where they are still ours. May be called twice."""
+        """Stop listening and remove the socket and its lock file, where they are still ours. May be called twice.
+
+        An adopted socket stays: the manager goes on listening, and its next client starts the service again.
+        """
         self.sock.close()
-        if self._lock.held:
+        if self._lock is not None and self._lock.held:
             try:
                 found = os.lstat(self.path)
                 if (found.st_dev, found.st_ino) == self._identity:

@@ -28,6 +28,7 @@ from vhostvsock.registry.records import Claim
 from vhostvsock.registry.rules import Mode, NetnsId, may_reach
 from vhostvsock.registry.store import Registry
 from vhostvsock.sockets import ListeningSocket, peer_credentials
+from vhostvsock.systemd.activation import PassedSockets
 
 # How long a front-end waits for its predecessor to be gone.
 HANDOVER_SECONDS = 1.0
@@ -35,6 +36,14 @@ HANDOVER_SECONDS = 1.0
 REVIVE_PAUSE_SECONDS = 0.5
 # After an accept that failed (descriptors used up): long enough not to spin, short enough not to be noticed.
 ACCEPT_PAUSE_SECONDS = 0.2
+
+_STATES = {
+    EventKind.ATTACHED: "QEMU attached",
+    EventKind.DETACHED: "waiting for QEMU",
+    EventKind.STARTED: "up",
+    EventKind.STOPPED: "QEMU attached",
+    EventKind.FAULT: "failed",
+}
 
 _log = logging.getLogger("vhostvsock.vm")
 
@@ -56,11 +65,14 @@ class ServedVm:
         self._device: Device | None = None
         self._free = asyncio.Event()  # set while no front-end is attached
         self._faulted = asyncio.Event()
+        self.state = _STATES[EventKind.DETACHED]  # for people
+        self.on_state: Callable[[], None] = lambda: None  # called when it changed
 
-    def listen(self) -> None:
-        """Make both sockets. From here on connections queue up, though nobody answers yet."""
-        self._front_ends = ListeningSocket(self.config.socket, self.config.socket_access)
-        self._clients = ListeningSocket(self.config.uds_path, self.config.uds_access)
+    def listen(self, passed: PassedSockets | None = None) -> None:
+        """Make both sockets, or take those that were passed. From here on connections queue up; nobody answers yet."""
+        config, passed = self.config, passed or PassedSockets()
+        self._front_ends = ListeningSocket(config.socket, config.socket_access, passed.take(config.socket))
+        self._clients = ListeningSocket(config.uds_path, config.uds_access, passed.take(config.uds_path))
 
     def start(self, engine: Engine) -> None:
         """Make the device; host applications are answered from here on."""
@@ -71,6 +83,7 @@ class ServedVm:
                 cid=self.config.cid or Cid(3),  # each front-end is told the one that was claimed for it
                 hybrid_listener=self._clients.fileno(),
                 uds_path=self.config.uds_path,
+                poll_us=self.config.poll_us,
                 handshake_timeout_ms=max(1, round(self._handshake_timeout * 1000)),
             )
         )
@@ -83,6 +96,7 @@ class ServedVm:
 
     def handle_event(self, event: Event) -> None:
         """Follow the device's state, and log what it tells."""
+        self._become(_STATES.get(event.kind, self.state))
         if event.kind is EventKind.DETACHED:
             self._release()
             self._free.set()
@@ -238,7 +252,21 @@ class ServedVm:
                     self.start(engine)
                 except NativeError as error:
                     self._say(logging.ERROR, f"the device cannot be made anew: {error}")
+            self._become(_STATES[EventKind.DETACHED])
             self._say(logging.WARNING, "the device is back; it serves the next front-end")
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def ask(self) -> None:
+        """Ask the device's thread for a sign of life; see `answered`."""
+        if self._device is not None:
+            self._device.ping()
+
+    def answered(self) -> bool:
+        """Whether the thread came round to the last question. A device that is being made anew owes nothing."""
+        return self._device is None or not self._device.owes_pong()
 
     async def _close_device(self) -> None:
         device, self._device = self._device, None
@@ -264,6 +292,11 @@ class ServedVm:
     def _cid(self) -> int | str:
         cid = self.config.cid if self.claim is None else self.claim.cid
         return "auto" if cid is None else cid.value
+
+    def _become(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            self.on_state()
 
     def _say(self, level: int, text: str) -> None:
         _log.log(level, "%s", text, extra={"fields": {"vm": self.config.name, "cid": self._cid()}})

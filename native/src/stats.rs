@@ -134,4 +134,6 @@ counters! {
     attached,
     /// Front-ends thrown out for breaking the vhost-user protocol or the rings.
     front_end_errors,
+    /// Pings of the control plane that the device's thread answered.
+    pongs,
 }

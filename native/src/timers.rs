@@ -9,6 +9,8 @@ use std::collections::BTreeSet;
 
 /// One second, in the unit of all times here.
 pub const SECOND: u64 = 1_000_000_000;
+/// One microsecond.
+pub const MICROSECOND: u64 = 1_000;
 /// One millisecond.
 pub const MILLISECOND: u64 = 1_000_000;
 

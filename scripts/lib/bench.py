@@ -132,8 +132,9 @@ class Daemon:
         self.log = (self.directory / "log").open("w+b")
         # Before it has threads, so that all of them stay there.
         pin = (lambda: os.sched_setaffinity(0, {1})) if pinned else None
+        env = {**os.environ, "VHOSTVSOCK_RUNTIME_DIR": str(self.directory / "run")}
         self.process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, preexec_fn=pin
+            words, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, preexec_fn=pin, env=env
         )
 
     def wait(self) -> None:
@@ -174,7 +175,7 @@ def listens(path: Path) -> bool:
 class Bench:
     """The benchmark's program and the contenders."""
 
-    def __init__(self, seconds: float, with_peer: bool, pinned: bool) -> None:
+    def __init__(self, seconds: float, with_peer: bool, pinned: bool, poll_us: int) -> None:
         self.seconds = seconds
         self.pinned = pinned
         target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "native" / "target"))
@@ -184,6 +185,8 @@ class Bench:
                 f"bench: error: {self.program} is not there\nbench: hint: start scripts/bench, which builds it"
             )
         self.contenders: dict[str, Callable[[Row], dict[str, Any]]] = {"ours": self.by_daemon([self.ours(), "run"])}
+        if poll_us:
+            self.contenders["polling"] = self.by_daemon([self.ours(), "run", "--poll-us", str(poll_us)])
         self.peer_version = ""
         if with_peer:
             try:
@@ -257,15 +260,23 @@ def ratio(row: Row, ours: Cell, other: Cell | None) -> str:
 
 
 def markdown(rows: list[Row], table: Table, names: list[str]) -> str:
-    peers = "peer" in names
-    head = ["row", "", "vhostvsock", *(["vhost-device-vsock", "x peer"] if peers else []), "limit", "of limit"]
+    peers, polling = "peer" in names, "polling" in names
+    head = ["row", "", "vhostvsock"]
+    head += ["with --poll-us"] if polling else []
+    head += ["vhost-device-vsock", "x peer"] if peers else []
+    head += ["polling x peer"] if peers and polling else []
+    head += ["limit", "of limit"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
         cells = table[row.name]
         ours, limit = cells["ours"], cells["limit"]
         words = [f"{row.title} (`{row.name}`)", row.unit, ours.text()]
+        if polling:
+            words.append(cells["polling"].text())
         if peers:
             words += [cells["peer"].text(), ratio(row, ours, cells["peer"])]
+        if peers and polling:
+            words.append(ratio(row, cells["polling"], cells["peer"]))
         words += [limit.text(), ratio(row, ours, limit)]
         lines.append("| " + " | ".join(words) + " |")
     return "\n".join(lines)
@@ -282,7 +293,7 @@ EXTRAS = {
 
 def extras(rows: list[Row], table: Table, names: list[str]) -> str:
     contenders = [name for name in names if name != "limit" or any(row.unit == "us" for row in rows)]
-    titles = {"ours": "vhostvsock", "peer": "vhost-device-vsock", "limit": "limit"}
+    titles = {"ours": "vhostvsock", "polling": "with --poll-us", "peer": "vhost-device-vsock", "limit": "limit"}
     lines = [
         "| row | | " + " | ".join(titles[name] for name in contenders) + " |",
         "|" + " --- |" * (2 + len(contenders)),
@@ -317,6 +328,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=0.3, metavar="S", help="time for each value (default: 0.3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single value there")
     parser.add_argument("--no-peer", action="store_true", help="leave vhost-device-vsock out")
+    parser.add_argument(
+        "--poll-us", type=int, default=0, metavar="N", help="also measure vhostvsock run --poll-us N (default: not)"
+    )
     parser.add_argument("--pin", action="store_true", help="fixed processors for all (needs two)")
     parser.add_argument("--list", action="store_true", help="name the rows, and measure nothing")
     options = parser.parse_args(words)
@@ -326,7 +340,7 @@ def main(words: list[str]) -> int:
     if options.pin and len(os.sched_getaffinity(0)) < 2:
         parser.error("--pin needs two processors")
 
-    bench = Bench(options.seconds, not (options.no_peer or options.list), options.pin)
+    bench = Bench(options.seconds, not (options.no_peer or options.list), options.pin, options.poll_us)
     rows = bench.rows()
     if options.list:
         for row in rows:

@@ -36,10 +36,13 @@ def test_the_service_manager_is_told_ready_and_stopping(start: Start, short_dir:
         manager.settimeout(20)
         manager.bind(str(short_dir / "notify"))
         process = start(*ONE_VM, env={"NOTIFY_SOCKET": str(short_dir / "notify")})
-        assert manager.recv(100) == b"READY=1"
-        connect(short_dir / "vh.sock").close()
+        assert manager.recv(200) == b"READY=1"
+        assert manager.recv(200) == b"STATUS=cid42 (cid 42) waiting for QEMU"
+        with connect(short_dir / "vh.sock"):
+            assert manager.recv(200) == b"STATUS=cid42 (cid 42) QEMU attached"
+        assert manager.recv(200) == b"STATUS=cid42 (cid 42) waiting for QEMU"
         assert process.stop() == 0
-        assert manager.recv(100) == b"STOPPING=1"
+        assert manager.recv(200) == b"STOPPING=1"
 
 
 def test_a_daemon_killed_with_sigkill_is_followed_by_the_next_on_the_same_sockets(start: Start) -> None:

@@ -1,6 +1,6 @@
 """The command line: the parser, and which file does the work. No work here.
 
-Before: the console script `vhostvsock`, or `python -m vhostvsock`. After: cli/run.py, cli/connect.py, cli/netns.py.
+Before: the console script `vhostvsock`, or `python -m vhostvsock`. After: the file of the command, such as cli/run.py.
 Rules:  - Exit codes: 0 fine, 1 failed, 2 wrong usage or configuration.
         - An error is one line, `vhostvsock: error: ...`, and mostly a second one, `hint: ...`; never a traceback.
         - Only the subcommand's own file is imported: `connect` starts at once, without the native part.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vhostvsock import __version__
-from vhostvsock.cli import connect_args, listen_args, ls_args, netns_args, run_args
+from vhostvsock.cli import connect_args, listen_args, ls_args, netns_args, run_args, systemd_args
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.log import complain
 
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     listen_args.add(commands)
     ls_args.add(commands)
     netns_args.add(commands)
+    systemd_args.add(commands)
     return top
 
 

@@ -9,14 +9,16 @@ import argparse
 import asyncio
 import dataclasses
 import logging
+import os
 import resource
 
 from vhostvsock import config, log
 from vhostvsock.config import DaemonConfig
 from vhostvsock.daemon import Daemon
 from vhostvsock.errors import ConfigError
+from vhostvsock.systemd import activation
 
-_ONE_VM = ("guest_cid", "socket", "uds_path", "name", "socket_mode", "socket_owner")
+_ONE_VM = ("guest_cid", "socket", "uds_path", "name", "socket_mode", "socket_owner", "poll_us")
 _NEEDED = ("guest_cid", "socket", "uds_path")
 
 
@@ -24,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
     wanted = configuration(args)
     level = log.setup(args.verbose, args.log_format)
     raise_descriptor_limit()
-    daemon = Daemon(wanted, level)
+    daemon = Daemon(wanted, level, activation.take(os.environ))
     asyncio.run(daemon.run(lambda line: log.announce(line, args.log_format, vms=[vm.name for vm in wanted.vms])))
     return 0
 
@@ -59,6 +61,7 @@ def configuration(args: argparse.Namespace) -> DaemonConfig:
         handshake_timeout=config.DEFAULT_HANDSHAKE_TIMEOUT if timeout is None else timeout,
         runtime_dir=args.runtime_dir,
         parent=not args.no_parent,
+        poll_us=args.poll_us,
     )
 
 

@@ -16,7 +16,8 @@ _DESCRIPTION = """\
 Serve the vsock device of one VM (flags) or of several (--config) in the foreground, until SIGTERM or SIGINT.
 
 When every socket listens, one line that starts with "vhostvsock: ready:" goes to stderr, and READY=1 to the service
-manager where NOTIFY_SOCKET is set. The sockets are removed at the end. A socket that a dead daemon left behind is
+manager where NOTIFY_SOCKET is set. The sockets are removed at the end, but for those that the service manager made and
+passed on, which are found by their paths. A socket that a dead daemon left behind is
 taken over; that of a live process is not. QEMU may come and go as often as it likes.
 """
 
@@ -54,8 +55,12 @@ examples:
   socket_owner = "root:kvm"           # optional: "user", "user:group" or ":group"
   uds_mode = "0666"                   # optional; default: socket_mode
   uds_owner = ":users"                # optional; default: socket_owner
+  poll_us = 50                        # optional; see --poll-us; default 0
 
   Relative paths in the file start at the file's own directory.
+
+  Drop-ins, vhostvsock.toml.d/*.toml, are laid over the file in the order of their names: a [[vm]] with the name of one
+  that is there changes the keys that it has, any other adds a VM.
 
 exit codes:
   0  ended by SIGTERM or SIGINT
@@ -90,6 +95,13 @@ def add(commands: Subparsers) -> None:
         "--socket-owner",
         metavar="OWNER",
         help='owner of both sockets: "user", "user:group" or ":group" (default: who runs the command)',
+    )
+    one.add_argument(
+        "--poll-us",
+        metavar="MICROSECONDS",
+        type=int,
+        help="after work, look for more for so long at the most before sleeping: less waiting for more processor time, "
+        "and none while the VM is idle; 0 to 1000 (default: 0)",
     )
     command.add_argument(
         "--handshake-timeout",

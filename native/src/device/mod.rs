@@ -9,6 +9,7 @@ mod from_guest;
 mod hosts;
 mod plane;
 mod poller;
+mod polling;
 mod to_guest;
 mod visibility;
 
@@ -46,6 +47,8 @@ pub struct Settings {
     pub handshake_timeout: u64,
     /// How long the guest may take to accept or refuse a connection, in nanoseconds.
     pub connect_timeout: u64,
+    /// How long to look for more at the most before sleeping, in nanoseconds; 0 for not at all.
+    pub poll: u64,
 }
 
 impl Settings {
@@ -59,6 +62,7 @@ impl Settings {
             max_connections: usize::MAX,
             handshake_timeout: 5 * SECOND,
             connect_timeout: 10 * SECOND,
+            poll: 0,
         }
     }
 }
@@ -100,6 +104,8 @@ enum Command {
     Answer(Id, Option<OwnedFd>),
     /// The answer to [`Kind::Netns`].
     Netns(u64, bool),
+    /// Show that the thread gets round: count it.
+    Ping,
 }
 
 /// What the handle and the thread share.
@@ -198,6 +204,11 @@ impl Device {
     /// Answers [`Kind::Netns`]: whether the namespace with this cookie is local.
     pub fn learn_netns(&self, netns: u64, local: bool) {
         self.shared.tell(Command::Netns(netns, local));
+    }
+
+    /// Has the thread count one more pong, once it gets round to it.
+    pub fn ping(&self) {
+        self.shared.tell(Command::Ping);
     }
 
     /// The counters as they are now.

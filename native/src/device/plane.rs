@@ -8,6 +8,7 @@ use super::clients::Spare;
 use super::from_guest::FromGuestBatch;
 use super::hosts::Hosts;
 use super::poller::{Poller, Ready, Token};
+use super::polling::Polling;
 use super::to_guest::ToGuestBatch;
 use super::visibility::Visibility;
 use super::{Admission, Command, Failure, Settings, Shared};
@@ -28,6 +29,8 @@ use std::sync::atomic::Ordering;
 
 /// Rounds of moving packets before sockets and messages are looked at again.
 const ROUNDS: usize = 4;
+/// Looks at the rings for each look at the sockets, which takes a system call.
+const LOOKS: usize = 16;
 /// Messages of the front-end handled before others have their turn.
 const MESSAGES: usize = 64;
 /// How long a guest's driver may leave its receive queue empty. Linux fills it within moments of starting the device.
@@ -45,6 +48,8 @@ pub struct Seeds {
     log: Log,
     /// Where it sleeps.
     poller: Poller,
+    /// Its descriptor for bad times: taken before anyone is told that the device is ready.
+    spare: Spare,
 }
 
 impl Seeds {
@@ -53,7 +58,7 @@ impl Seeds {
         let poller = Poller::new()?;
         poller.add_level(&shared.command, Token::Command)?;
         poller.add_level(&listener, Token::Listener)?;
-        Ok(Self { settings, listener, shared, log, poller })
+        Ok(Self { settings, listener, shared, log, poller, spare: Spare::new() })
     }
 
     /// What the thread is called, in 15 bytes.
@@ -85,6 +90,10 @@ pub struct Plane {
     from_guest: FromGuestBatch,
     /// Memory of `to_guest`.
     to_guest: ToGuestBatch,
+    /// There was something for the guest, and no buffer.
+    starved: bool,
+    /// How long to look before sleeping.
+    polling: Polling,
     /// Nanoseconds of the monotonic clock, read after each sleep.
     now: u64,
 }
@@ -92,8 +101,9 @@ pub struct Plane {
 impl Plane {
     /// Ready to [`run`](Self::run).
     pub fn new(seeds: Seeds) -> Self {
-        let Seeds { settings, listener, shared, log, poller } = seeds;
+        let Seeds { settings, listener, shared, log, poller, spare } = seeds;
         let poller = Rc::new(poller);
+        let polling = Polling::new(settings.poll);
         let stats = Arc::clone(&shared.stats);
         let config = Config {
             guest_cid: settings.guest_cid,
@@ -114,7 +124,7 @@ impl Plane {
             asks: false,
             max_streams: settings.max_connections,
             running: false,
-            spare: Spare::new(),
+            spare,
         };
         Self {
             shared,
@@ -127,6 +137,8 @@ impl Plane {
             diagnose_at: None,
             from_guest: FromGuestBatch::default(),
             to_guest: ToGuestBatch::default(),
+            starved: false,
+            polling,
             now: clock(),
         }
     }
@@ -137,18 +149,56 @@ impl Plane {
         let mut busy = false;
         loop {
             let timeout = if busy { Some(0) } else { self.until_next_deadline() };
+            let before = clock();
             self.poller.wait(timeout, &mut ready)?;
-            self.now = clock();
-            for &event in &ready {
-                self.on_ready(event);
-            }
-            if self.shared.stop.load(Ordering::Acquire) {
-                self.detach("the daemon stops");
+            if !self.handle(&ready) {
                 return Ok(());
+            }
+            if !busy {
+                self.polling.slept(self.now.saturating_sub(before));
             }
             self.hosts.expire(self.now);
             self.diagnose();
-            busy = self.move_packets();
+            busy = self.move_packets() || self.look_again(&mut ready)? || self.ask_for_kicks();
+        }
+    }
+
+    /// Acts on what woke the thread; whether it shall go on.
+    fn handle(&mut self, ready: &[Ready]) -> bool {
+        self.now = clock();
+        for &event in ready {
+            self.on_ready(event);
+        }
+        if self.shared.stop.load(Ordering::Acquire) {
+            self.detach("the daemon stops");
+            return false;
+        }
+        true
+    }
+
+    /// Looks for news for as long as [`Polling`] finds it worthwhile; whether there are any.
+    fn look_again(&mut self, ready: &mut Vec<Ready>) -> io::Result<bool> {
+        let time = self.polling.time();
+        if time == 0 {
+            return Ok(false);
+        }
+        let end = clock() + time;
+        loop {
+            for _ in 0..LOOKS {
+                if self.ring_has_news() {
+                    return Ok(true);
+                }
+                std::hint::spin_loop();
+            }
+            self.poller.wait(Some(0), ready)?;
+            if !ready.is_empty() {
+                // Being told to stop is found out behind the next sleep, which will be a short one.
+                self.handle(ready);
+                return Ok(true);
+            }
+            if clock() >= end {
+                return Ok(false);
+            }
         }
     }
 
@@ -185,6 +235,7 @@ impl Plane {
                 self.hosts.visible.learn(netns, local);
                 self.hosts.judge_parked(self.now);
             }
+            Command::Ping => self.hosts.stats.pongs.add(1),
         }
     }
 
@@ -329,15 +380,34 @@ impl Plane {
         let mut progress = self.from_guest.drain(tx, &session.memory, &mut self.hosts, self.now)?;
         let filled = self.to_guest.fill(rx, &session.memory, &mut self.hosts, self.now)?;
         progress |= filled.progress;
-        if !progress {
-            // Before sleeping, ask to be woken, and look once more for what came in between. With its answers stuck
-            // here, a guest's packets wait until it gives us buffers.
-            progress |= !self.hosts.mux.replies_full() && tx.want_kick()?;
-            progress |= filled.starved && rx.want_kick()?;
-        }
+        self.starved = filled.starved;
         publish(rx_ring, &self.hosts);
         publish(tx_ring, &self.hosts);
         Ok(progress)
+    }
+
+    /// The queues that can bring news: with its answers stuck here, a guest's packets wait until it gives us buffers; and
+    /// buffers are of interest only when there were none.
+    fn queues_of_interest(&mut self) -> [Option<&mut Queue>; 2] {
+        let (tx, rx) = (!self.hosts.mux.replies_full(), self.starved);
+        let Some(session) = self.session.as_mut().filter(|session| session.running()) else { return [None, None] };
+        let [rx_ring, tx_ring, ..] = &mut session.vrings;
+        [tx_ring.queue.as_mut().filter(|_| tx), rx_ring.queue.as_mut().filter(|_| rx)]
+    }
+
+    /// Whether the guest put something into a ring. What is wrong with one is found out when it is used.
+    fn ring_has_news(&mut self) -> bool {
+        self.queues_of_interest().into_iter().flatten().any(|queue| queue.available() != Ok(0))
+    }
+
+    /// Before sleeping, asks the guest to kick, and looks once more for what came in between; whether there is something.
+    fn ask_for_kicks(&mut self) -> bool {
+        let mut news = false;
+        for queue in self.queues_of_interest().into_iter().flatten() {
+            // What is wrong with it is found out by the next round.
+            news |= queue.want_kick().unwrap_or(true);
+        }
+        news
     }
 }
 

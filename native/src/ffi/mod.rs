@@ -12,7 +12,7 @@ use crate::device::{Admission, Device, Scope, Settings};
 use crate::events::Events;
 use crate::ids::{GuestCid, GuestPort};
 use crate::stats::Stats;
-use crate::timers::MILLISECOND;
+use crate::timers::{MICROSECOND, MILLISECOND};
 use guard::{ERR_BUSY, ERR_PANIC, Failed, copy_text, guard};
 use std::ffi::{CStr, c_char};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -60,6 +60,8 @@ pub struct VhvDeviceConfig {
     pub handshake_timeout_ms: u32,
     /// How long the guest may take to answer a request for a connection.
     pub connect_timeout_ms: u32,
+    /// How long to look for more at the most before sleeping.
+    pub poll_us: u32,
 }
 
 /// What a device counted, in the order of the names that [`vhv_stat_name`] tells.
@@ -223,6 +225,7 @@ unsafe fn settings(config: &VhvDeviceConfig) -> Result<Settings, Failed> {
         buf_alloc: or_default(config.buf_alloc, default.buf_alloc),
         max_connections: or_default(config.max_connections as usize, default.max_connections),
         handshake_timeout: or_default(nanoseconds(config.handshake_timeout_ms), default.handshake_timeout),
+        poll: u64::from(config.poll_us) * MICROSECOND,
         connect_timeout: or_default(nanoseconds(config.connect_timeout_ms), default.connect_timeout),
         ..default
     })
@@ -338,6 +341,22 @@ pub unsafe extern "C" fn vhv_device_netns(device: u64, netns: u64, local: u32, e
     unsafe {
         guard(err, || {
             handle::device(device)?.learn_netns(netns, local != 0);
+            Ok(0)
+        })
+    }
+}
+
+/// Asks a device's thread for a sign of life: it adds one to the counter `pongs` when it gets round to it.
+///
+/// # Safety
+///
+/// `err` is null or points to a record.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn vhv_device_ping(device: u64, err: *mut VhvError) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        guard(err, || {
+            handle::device(device)?.ping();
             Ok(0)
         })
     }
