@@ -22,6 +22,7 @@ from vhostvsock.bridge import protocol
 from vhostvsock.bridge.lines import recv_with
 from vhostvsock.bridge.places import bridge_directory
 from vhostvsock.bridge.protocol import ANSWER_LIMIT, ANY, DEFAULT_BACKLOG, TAKEN, Connect, Listen, Request
+from vhostvsock.registry.runtime import ENVIRONMENT, SYSTEM_DIR
 from vhostvsock.registry.runtime import runtime_dir as default_directory
 
 # A daemon that hangs costs the list no more than that.
@@ -29,9 +30,16 @@ _LIST_SECONDS = 5.0
 
 
 def _bridges(runtime_dir: str | None) -> tuple[str, list[str]]:
-    """The directory of this host's bridge sockets, and those in it, dead ones perhaps among them."""
-    directory = bridge_directory(default_directory(runtime_dir))
-    return directory, sorted(glob.glob(os.path.join(glob.escape(directory), "*.sock")))
+    """Where daemons have their bridge sockets, for people, and the sockets there, dead ones perhaps among them.
+
+    Those of the user's own daemons come first; the system's services are for everybody whom their mode lets in.
+    """
+    directories = [default_directory(runtime_dir)]
+    if runtime_dir is None and ENVIRONMENT not in os.environ and SYSTEM_DIR not in directories:
+        directories.append(SYSTEM_DIR)
+    found = [bridge_directory(each) for each in directories]
+    paths = [path for each in found for path in sorted(glob.glob(os.path.join(glob.escape(each), "*.sock")))]
+    return " or ".join(found), paths
 
 
 def _open(runtime_dir: str | None, timeout: float | None) -> socket.socket:

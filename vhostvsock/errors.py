@@ -6,6 +6,9 @@ VhostvsockError             exit code 1
 │   ├── SocketInUseError    it belongs to a live process
 │   └── ActivationError     a socket that the service manager passed is of no use
 ├── ConnectError            `vhostvsock connect` could not reach the guest, or lost it
+├── RegistryError           registry/errors.py: the registry cannot be used
+├── NetnsError              registry/errors.py: a namespace cannot be found, entered, made or removed
+├── Refused                 registry/errors.py: a rule of AF_VSOCK says no; also an OSError, with Linux's errno
 └── NativeError             the native library refused a call
     ├── StaleHandleError    a device or engine was used after its end
     ├── BusyError           another front-end is attached

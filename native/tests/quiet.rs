@@ -6,11 +6,11 @@ mod rig;
 
 use rig::{Rig, connect_from_guest, open_from_guest, open_from_host};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use vhostvsock_native::timers::MILLISECOND;
+use vhostvsock_native::timers::{MICROSECOND, MILLISECOND};
 use vsock_driver::deadline::{Deadline, wait_until};
 use vsock_driver::header::{Header, SHUTDOWN_RCV, SHUTDOWN_SEND, op};
 
@@ -101,6 +101,24 @@ fn idle_device_never_wakes_up() {
     let before = used();
     std::thread::sleep(Duration::from_millis(WATCH));
     assert_eq!(used().1, before.1, "an idle device woke up");
+}
+
+#[test]
+fn device_that_polls_sleeps_once_its_guest_rests() {
+    let _alone = alone();
+    let rig = Rig::with(|settings| settings.poll = 50 * MICROSECOND);
+    let mut guest = rig.boot();
+    let (mut stream, port) = open_from_host(&rig, &mut guest, 80);
+    for number in 0..300_u16 {
+        let sent = number.to_le_bytes();
+        guest.say_data(80, port, &sent);
+        let mut got = [0; 2];
+        stream.read_exact(&mut got).unwrap();
+        assert_eq!(got, sent);
+        stream.write_all(&got).unwrap();
+        assert_eq!(guest.expect(op::RW).payload, sent);
+    }
+    assert_quiet("after a busy time");
 }
 
 #[test]

@@ -24,7 +24,9 @@ def start_daemon(cwd: Path, *options: str) -> Process:
     """`vhostvsock run` for one VM, or with the given options; ready."""
     if BACKEND == "peer":
         return start_peer(cwd)
-    command = [sys.executable, "-m", "vhostvsock", "run", *(options or _ONE_VM), "-v"]
+    # A registry of its own: all VMs here have the same CID.
+    where = ("--runtime-dir", "run")
+    command = [sys.executable, "-m", "vhostvsock", "run", *(options or _ONE_VM), *where, "-v"]
     process = Process(command, cwd, name="vhostvsock")
     try:
         process.lines.wait_line("vhostvsock: ready:")

@@ -79,7 +79,7 @@ def test_the_readme_is_there() -> None:
     assert (ROOT / "README.md").is_file()
 
 
-@pytest.mark.parametrize("command", ["run", "connect", "systemd"])
+@pytest.mark.parametrize("command", ["run", "connect", "listen", "ls", "netns", "systemd"])
 def test_help_tells_examples_and_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser().parse_args([command, "--help"])

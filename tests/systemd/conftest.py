@@ -83,8 +83,8 @@ def service(container: Container) -> Iterator[MakeService]:
     """Makes a namespace with a configuration; namespace, configuration and service go with the test."""
     with contextlib.ExitStack() as stack:
 
-        def make(name: str, config: str, **dropins: str) -> Service:
-            container.run("ip", "netns", "add", name)
+        def make(name: str, config: str, mode: str = "global", **dropins: str) -> Service:
+            container.run("vhostvsock", "netns", "add", name, "--mode", mode)
             stack.callback(container.run, "ip", "netns", "del", name)
             made = Service(container, name)
             file = f"/etc/vhostvsock/{name}.toml"

@@ -20,13 +20,37 @@ WATCHDOG_SECONDS = 3
 Background = Callable[..., subprocess.Popen[str]]
 
 
-def test_two_namespaces_have_the_same_cid_at_once(container: Container, service: MakeService) -> None:
-    blue, red = service("blue", vm("blue")), service("red", vm("red"))
+def stay(container: Container, background: Background, name: str) -> str:
+    """What a front-end in a namespace, on its service's socket, is told; it stays there if it may."""
+    script = container.script("front_end.py", f"/run/vhostvsock/{name}.vhost", "--stay")
+    front_end = background(*script, netns=name)
+    assert front_end.stdout is not None
+    return front_end.stdout.readline().strip()
+
+
+def test_two_local_namespaces_have_the_same_cid_at_once(
+    container: Container, service: MakeService, background: Background
+) -> None:
+    blue, red = (service(name, vm(name), mode="local") for name in ("blue", "red"))
     for each in (blue, red):
         each.start()
     for each in (blue, red):
-        assert each.cid() == "cid 42"
+        assert stay(container, background, each.name) == "cid 42"
         assert container.run("ip", "netns", "identify", str(each.pid())).strip() == each.name
+    seen = container.run("vhostvsock", "ls", "--all")
+    assert seen.count(" 42 ") == 2
+    assert container.run("vhostvsock", "ls", netns="blue").count(" 42 ") == 1
+
+
+def test_of_two_global_namespaces_only_one_has_the_cid_and_the_journal_names_the_holder(
+    container: Container, service: MakeService, background: Background
+) -> None:
+    blue, red = service("blue", vm("blue", name="one")), service("red", vm("red", name="two"))
+    for each in (blue, red):
+        each.start()
+    assert stay(container, background, "blue") == "cid 42"
+    assert stay(container, background, "red") == ""
+    wait_for(lambda: "CID 42 is taken by VM 'one'" in container.journal(red.unit), "the journal names the holder")
 
 
 def test_the_daemon_has_no_rights_to_speak_of(container: Container, service: MakeService) -> None:

@@ -70,6 +70,8 @@ def test_relative_paths_start_at_the_directory_of_the_file(tmp_path: Path) -> No
         (vm(cid="42"), ["f.toml", "'web'", 'cid must be a number or "auto"']),
         (vm(cid=True), ["f.toml", "'web'", 'cid must be a number or "auto", not true or false']),
         (vm(cid=42.0), ["'web'", "cid must be"]),
+        (vm(poll_us=1001), ["'web'", "poll_us: 1001 is out of range"]),
+        (vm(poll_us=-1), ["poll_us: -1"]),
         (vm(cid=2), ["'web'", "cid", "reserved"]),
         (vm(cid=1 << 32), ["'web'", "cid", "32 bits"]),
         (vm(cid=None), ["'web'", "cid is missing"]),
