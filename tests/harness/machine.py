@@ -73,11 +73,11 @@ class Machine:
         assert self._guest is not None, "no guest runs"
         return self._guest
 
-    def boot(self, *extra: str, config: Path | None = None) -> Machine:
+    def boot(self, *extra: str, config: Path | None = None, image: Path | None = None) -> Machine:
         """Start QEMU on the sockets and wait until the guest is up."""
         qemu = fetch.qemu(self.kind.qemu)
         kernel = fetch.kernel(self.kind.kernel)
-        image = initramfs(kernel, tools=self.kind.tools)
+        image = image or initramfs(kernel, tools=self.kind.tools)
         command = command_line(qemu, kernel, image, config or CONFIGS / self.kind.config, extra=extra)
         self._qemu = Qemu([*self._within, *command], qemu.env, self.cwd)
         self._guest = Guest(self.cwd / "control.sock")
