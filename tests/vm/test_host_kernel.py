@@ -73,6 +73,7 @@ def check(middle: Machine, name: str, limit: float = 120.0) -> None:
         "modes_come_from_the_kernel",
         "child_modes_have_the_kernels_errnos",
         "what_others_make_is_asked_of_the_kernel",
+        "a_daemon_without_privileges_knows_what_root_noted",
         "the_same_cid_and_who_reaches_whom",
         "the_own_cid_is_taken",
         "the_host_above_is_reached_from_global_namespaces",

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 
 from harness.guest import Guest
-from inside.middle import HERE, Listener, Middle, command, connect, in_netns, within
+from inside.middle import ECHO, HERE, Listener, Middle, command, connect, in_netns, within
 
 import vhostvsock
 from vhostvsock.registry import making
@@ -27,7 +27,7 @@ from vhostvsock.registry.rules import Mode
 from vhostvsock.registry.store import Registry
 
 OWN_CID = 42
-ECHO = 1234
+NOBODY = 65534
 # A guest within a guest takes its time.
 BOOT_SECONDS = 280.0
 
@@ -121,7 +121,7 @@ def _as_nobody(work: Callable[[], object], namespace: str) -> str:
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
-            os.setuid(65534)
+            os.setuid(NOBODY)
             os.write(writer, refusal(work).encode())
             os._exit(0)
         os.close(writer)
@@ -152,6 +152,31 @@ def what_others_make_is_asked_of_the_kernel() -> None:
         assert connect(61, ECHO, path) == "hello"
         assert connect(62, ECHO, path) == "ENODEV"
         assert command("netns", "mode", str(local.popen.pid)) == (0, "local\n")
+        assert daemon.popen.poll() is None
+
+
+def a_daemon_without_privileges_knows_what_root_noted() -> None:
+    """It may not enter other namespaces. Those that it knows nothing of are kept apart."""
+    with Registry() as registry:
+        making.create(registry, "h-global")
+        making.create(registry, "h-local", Mode.LOCAL)
+    directory = HERE / "nobody"
+    directory.mkdir()
+    os.chown(directory, NOBODY, NOBODY)
+    with Middle(directory, user=NOBODY) as middle:
+        daemon = middle.daemon({"h1": 63, "h2": 64}, "--no-parent")
+        root = Middle(directory)
+        with root:
+            unknown = root.start("unshare", "-n", "sleep", "1000")
+            for place, client in ((None, "h-global"), ("h-global", None), ("h-local", "h-local")):
+                guest = root.guest("h1", place)
+                expect(guest.wait("attached"), "attached 63", place)
+                in_netns(place, lambda: root.running("h1"))
+                expect(root.connect(63, client), "hello", (place, client))
+                other = None if client == "h-local" else "h-local"
+                expect(root.connect(63, other), "ENODEV", (place, other))
+                expect(root.connect(63, f"/proc/{unknown.popen.pid}/ns/net"), "ENODEV", place)
+                guest.end()
         assert daemon.popen.poll() is None
 
 
@@ -292,6 +317,7 @@ CHECKS = (
     modes_come_from_the_kernel,
     child_modes_have_the_kernels_errnos,
     what_others_make_is_asked_of_the_kernel,
+    a_daemon_without_privileges_knows_what_root_noted,
     the_same_cid_and_who_reaches_whom,
     the_own_cid_is_taken,
     the_host_above_is_reached_from_global_namespaces,

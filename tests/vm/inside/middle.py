@@ -23,6 +23,7 @@ from vhostvsock.client import list_vms
 from vhostvsock.registry.netns import open_namespace
 
 HERE = Path("/w")
+ECHO = 1234
 _T = TypeVar("_T")
 
 
@@ -43,12 +44,12 @@ def command(*words: str, namespace: str | None = None) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def connect(cid: int, port: int, namespace: str | None = None) -> str:
+def connect(cid: int, port: int, namespace: str | None = None, runtime_dir: str | None = None) -> str:
     """What comes back for a hello, or the errno's name."""
 
     def talk() -> str:
         try:
-            with vhostvsock.connect(cid, port) as sock:
+            with vhostvsock.connect(cid, port, runtime_dir=runtime_dir) as sock:
                 sock.sendall(b"hello")
                 sock.shutdown(socket.SHUT_WR)
                 return b"".join(iter(lambda: sock.recv(65536), b"")).decode()
@@ -80,10 +81,14 @@ class Listener:
 class Program:
     """A process whose lines are waited for."""
 
-    def __init__(self, words: list[str], namespace: str | None = None) -> None:
+    def __init__(self, words: list[str], cwd: Path, env: dict[str, str], user: int | None) -> None:
         self.popen = subprocess.Popen(
-            [*within(namespace), *words],
-            cwd=HERE,
+            words,
+            cwd=cwd,
+            env={**os.environ, **env},
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -113,12 +118,21 @@ class Program:
 class Middle:
     """Programs that end together."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path = HERE, user: int | None = None) -> None:
+        """A directory other than the usual one has a registry of its own."""
+        self.directory = directory
+        self._user = user
+        self._runtime_dir = None if directory == HERE else str(directory / "run")
+        self._env = {} if self._runtime_dir is None else {"VHOSTVSOCK_RUNTIME_DIR": self._runtime_dir}
         self._programs: list[Program] = []
 
     def start(self, *words: str, namespace: str | None = None) -> Program:
-        self._programs.append(Program(list(words), namespace))
+        self._programs.append(Program([*within(namespace), *words], self.directory, self._env, self._user))
         return self._programs[-1]
+
+    def connect(self, cid: int, namespace: str | None = None) -> str:
+        """The answer of a VM's echo."""
+        return connect(cid, ECHO, namespace, self._runtime_dir)
 
     def daemon(self, vms: dict[str, int | str], *options: str, namespace: str | None = None) -> Program:
         """A daemon, ready, with VMs by name and CID."""
@@ -126,7 +140,7 @@ class Middle:
         for name, cid in vms.items():
             word = f'"{cid}"' if isinstance(cid, str) else cid
             lines += ["[[vm]]", f'name = "{name}"', f"cid = {word}", f'socket = "{name}.vh"', f'uds_path = "{name}.v"']
-        config = HERE / f"{'-'.join(vms)}.toml"
+        config = self.directory / f"{'-'.join(vms)}.toml"
         config.write_text("\n".join(lines))
         daemon = self.start("vhostvsock", "run", "--config", str(config), "-v", *options, namespace=namespace)
         daemon.wait("vhostvsock: ready:")
@@ -134,11 +148,11 @@ class Middle:
 
     def guest(self, name: str, namespace: str | None = None) -> Program:
         """A small guest on the socket of a VM, with an echo on port 1234."""
-        return self.start("vsock-guest", f"{name}.vh", "1234", namespace=namespace)
+        return self.start("vsock-guest", f"{name}.vh", str(ECHO), namespace=namespace)
 
     def running(self, *names: str) -> None:
         """Wait until VMs run, as seen from here."""
-        while not set(names) <= {vm["name"] for vm in list_vms() if vm["state"] == "running"}:
+        while not set(names) <= {vm["name"] for vm in list_vms(self._runtime_dir) if vm["state"] == "running"}:
             os.sched_yield()
 
     def __enter__(self) -> Middle:
