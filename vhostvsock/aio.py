@@ -22,7 +22,8 @@ async def open_connection(cid: int, port: int, *, runtime_dir: str | None = None
     """A connection to `port` of `cid`, as `asyncio.open_connection` would give it. Errors as in `client.connect`."""
     sock = await asyncio.to_thread(client.connect, cid, port, runtime_dir=runtime_dir)
     try:
-        return await asyncio.open_unix_connection(sock=sock)
+        # Of any family: the way up to a hypervisor is an AF_VSOCK socket.
+        return await asyncio.open_connection(sock=sock)
     except BaseException:
         sock.close()
         raise

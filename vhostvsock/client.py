@@ -44,8 +44,13 @@ def _bridges(runtime_dir: str | None) -> tuple[str, list[str]]:
 
 def _open(runtime_dir: str | None, timeout: float | None) -> socket.socket:
     """A connection to the bridge of a daemon that lives."""
+    return next(_open_each(runtime_dir, timeout))
+
+
+def _open_each(runtime_dir: str | None, timeout: float | None) -> Iterator[socket.socket]:
+    """Connections to the bridges of all daemons that live, of which there is at least one. The caller closes them."""
     where, paths = _bridges(runtime_dir)
-    denied = False
+    denied = found = False
     for path in paths:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout)
@@ -56,7 +61,10 @@ def _open(runtime_dir: str | None, timeout: float | None) -> socket.socket:
             if error.errno in (errno.EACCES, errno.EPERM):
                 denied = True
             continue
-        return sock
+        found = True
+        yield sock
+    if found:
+        return
     if denied:
         raise PermissionError(errno.EACCES, f"may not connect to the bridge sockets in {where}")
     raise OSError(errno.ENODEV, f"no vhostvsock daemon runs (none has a bridge socket in {where})")
@@ -91,20 +99,27 @@ def connect(cid: int, port: int, *, timeout: float | None = None, runtime_dir: s
     ETIMEDOUT after two anyway. The errors are Linux's: ENODEV where there is no such VM to be seen, EHOSTUNREACH
     where it runs no driver, ECONNRESET where nobody listens.
     """
-    sock = _open(runtime_dir, timeout)
-    try:
-        _, others = _ask(sock, Connect(cid, port))
-    except BaseException:
-        sock.close()
-        raise
-    if others:
-        # The connection is another one: to the hypervisor above.
-        sock.close()
-        sock = others.pop()
-        for each in others:
-            each.close()
-    sock.settimeout(None)
-    return sock
+    unreachable: OSError | None = None
+    for sock in _open_each(runtime_dir, timeout):
+        try:
+            _, others = _ask(sock, Connect(cid, port))
+        except BaseException as error:
+            sock.close()
+            # A daemon in a local namespace, without privileges, finds no way up for others either: ask the next one.
+            if isinstance(error, OSError) and error.errno == errno.ENETUNREACH:
+                unreachable = error
+                continue
+            raise
+        if others:
+            # The connection is another one: to the hypervisor above.
+            sock.close()
+            sock = others.pop()
+            for each in others:
+                each.close()
+        sock.settimeout(None)
+        return sock
+    assert unreachable is not None
+    raise unreachable
 
 
 def list_vms(runtime_dir: str | None = None) -> list[dict[str, Any]]:

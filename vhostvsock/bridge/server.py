@@ -16,7 +16,7 @@ import json
 import logging
 import random
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from vhostvsock.bridge import peers
 from vhostvsock.bridge.lines import read_line, send_with
@@ -58,7 +58,7 @@ class Bridge:
         registry: Registry,
         vms: Callable[[], Iterable[ServedVm]],
         parent_cid: Callable[[], int | None],
-        connect_parent: Callable[[int, int], socket.socket],
+        connect_parent: Callable[[socket.socket, int, int], Awaitable[socket.socket]],
     ) -> None:
         self._registry = registry
         self._vms = vms
@@ -109,9 +109,9 @@ class Bridge:
                         self._list(sock, netns)
                     case Version():
                         raise Refused(errno.EPROTO, "VERSION is said once")
-            except TimeoutError:
-                raise
             except OSError as error:
+                if isinstance(error, TimeoutError) and error.errno is None:
+                    raise  # our own deadline: the request never came
                 _answer(sock, error)
             except VhostvsockError as error:
                 _log.error("%s", error)
@@ -161,7 +161,7 @@ class Bridge:
             _log.debug("loopback to port %d: %s", port, error)
 
     async def _go_up(self, sock: socket.socket, cid: int, port: int) -> None:
-        up = await asyncio.to_thread(self._connect_parent, cid, port)
+        up = await self._connect_parent(sock, cid, port)
         with up:
             send_with(sock, ok_line(up.getsockname()[1]), [up.fileno()])
 
