@@ -134,7 +134,8 @@ def test_ls_calls_the_namespaces_by_their_names(world_of: World, spaces: dict[st
         assert world_of.guest(name, spaces[role]).next().startswith("attached ")
 
     def told(*options: str) -> list[list[str]]:
-        return [line.split()[:4] for line in command.ok("ls", *options).splitlines()[1:]]
+        # In order of the cookies, which are not in order of the namespaces' making.
+        return sorted(line.split()[:4] for line in command.ok("ls", *options).splitlines()[1:])
 
     expected = [["a", "42", spaces["global0"], "global"], ["b", "43", spaces["global1"], "global"]]
     assert told() == expected
