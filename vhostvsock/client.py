@@ -1,115 +1,65 @@
 """For host applications: connections to guests and from guests, by CID and port, as blocking sockets.
 
-Before: an application, or cli/. After: the bridge socket of some daemon of this host.
+Before: an application, or cli/. After: the bridge socket of some daemon of this host (bridge/finding.py).
 Rules:  - whom one may reach is decided by the network namespace in which this process makes its socket, as for
           AF_VSOCK.
         - a refusal is an OSError with the errno that Linux would give.
-        - any daemon will do: the one asked finds the one that serves the VM.
+        - any daemon of a runtime directory will do: the one asked finds the one that serves the VM. Where there is no
+          such VM for the user's own daemons, the system's are asked.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import glob
 import json
-import os
 import socket
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-from vhostvsock.bridge import protocol
+from vhostvsock.bridge import finding, protocol
+from vhostvsock.bridge.finding import Deadline, Group
 from vhostvsock.bridge.lines import recv_with
-from vhostvsock.bridge.places import bridge_directory
-from vhostvsock.bridge.protocol import ANSWER_LIMIT, ANY, DEFAULT_BACKLOG, TAKEN, Connect, Listen, Request
-from vhostvsock.registry.runtime import ENVIRONMENT, SYSTEM_DIR
-from vhostvsock.registry.runtime import runtime_dir as default_directory
+from vhostvsock.bridge.protocol import ANSWER_LIMIT, ANY, DEFAULT_BACKLOG, TAKEN, Connect, Listen
 
 # A daemon that hangs costs the list no more than that.
 _LIST_SECONDS = 5.0
 
 
-def _bridges(runtime_dir: str | None) -> tuple[str, list[str]]:
-    """Where daemons have their bridge sockets, for people, and the sockets there, dead ones perhaps among them.
-
-    Those of the user's own daemons come first; the system's services are for everybody whom their mode lets in.
-    """
-    directories = [default_directory(runtime_dir)]
-    if runtime_dir is None and ENVIRONMENT not in os.environ and SYSTEM_DIR not in directories:
-        directories.append(SYSTEM_DIR)
-    found = [bridge_directory(each) for each in directories]
-    paths = [path for each in found for path in sorted(glob.glob(os.path.join(glob.escape(each), "*.sock")))]
-    return " or ".join(found), paths
-
-
-def _open(runtime_dir: str | None, timeout: float | None) -> socket.socket:
-    """A connection to the bridge of a daemon that lives."""
-    return next(_open_each(runtime_dir, timeout))
-
-
-def _open_each(runtime_dir: str | None, timeout: float | None) -> Iterator[socket.socket]:
-    """Connections to the bridges of all daemons that live, of which there is at least one. The caller closes them."""
-    where, paths = _bridges(runtime_dir)
-    denied = found = False
-    for path in paths:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(timeout)
-        try:
-            sock.connect(path)
-        except OSError as error:
-            sock.close()
-            if error.errno in (errno.EACCES, errno.EPERM):
-                denied = True
-            continue
-        found = True
-        yield sock
-    if found:
-        return
-    if denied:
-        raise PermissionError(errno.EACCES, f"may not connect to the bridge sockets in {where}")
-    raise OSError(errno.ENODEV, f"no vhostvsock daemon runs (none has a bridge socket in {where})")
-
-
-def _ask(sock: socket.socket, request: Request) -> tuple[int, list[socket.socket]]:
-    """Send a request; the number of the answer, and the sockets that came with it. Takes nothing behind the line."""
-    sock.sendall(protocol.request_line(request), socket.MSG_NOSIGNAL)
-    line = b""
-    sockets: list[socket.socket] = []
-    try:
-        while not line.endswith(b"\n"):
-            # Byte by byte: what follows is payload.
-            data, came = recv_with(sock, 1)
-            sockets += came
-            if not data:
-                raise ConnectionResetError(errno.ECONNRESET, "the daemon closed the connection")
-            line += data
-            if len(line) > ANSWER_LIMIT:
-                raise OSError(errno.EPROTO, "the answer is too long")
-        return protocol.parse_answer(line[:-1]), sockets
-    except BaseException:
-        for each in sockets:
-            each.close()
-        raise
-
-
 def connect(cid: int, port: int, *, timeout: float | None = None, runtime_dir: str | None = None) -> socket.socket:
     """A stream connected to `port` of `cid`: of a guest, of this host (1), or of the hypervisor above (2).
 
-    The socket is an AF_UNIX one. `timeout` bounds the connecting, in seconds; a guest that does not answer gives
-    ETIMEDOUT after two anyway. The errors are Linux's: ENODEV where there is no such VM to be seen, EHOSTUNREACH
-    where it runs no driver, ECONNRESET where nobody listens.
+    The socket is an AF_UNIX one. `timeout` bounds the connecting as a whole, in seconds; a guest that does not answer
+    gives ETIMEDOUT after two anyway. The errors are Linux's: ENODEV where there is no such VM to be seen, EHOSTUNREACH
+    where it runs no driver, ECONNRESET where nobody listens, EINVAL for what is no CID or port.
     """
-    unreachable: OSError | None = None
-    for sock in _open_each(runtime_dir, timeout):
+    request = Connect(_number(cid, "CID"), _number(port, "port"))
+    deadline = Deadline(timeout)
+    groups = finding.groups(runtime_dir)
+    refusal: OSError | None = None
+    failed: list[OSError] = []
+    # The daemons of one directory know the same VMs. Not all have a way up, though: that of a local namespace has none.
+    left = list(groups)
+    while left:
+        group = left.pop(0)
         try:
-            _, others = _ask(sock, Connect(cid, port))
+            sock = finding.open_one([group], deadline)
+        except OSError as error:
+            failed.append(error)
+            continue
+        try:
+            _, others = finding.ask(sock, request, deadline)
         except BaseException as error:
+            asked = sock.getpeername()
             sock.close()
-            # A daemon in a local namespace, without privileges, finds no way up for others either: ask the next one.
-            if isinstance(error, OSError) and error.errno == errno.ENETUNREACH:
-                unreachable = error
-                continue
-            raise
+            if not (isinstance(error, OSError) and error.errno in (errno.ENODEV, errno.ENETUNREACH)):
+                raise
+            refusal = error
+            others_there = group.paths[group.paths.index(asked) + 1 :]
+            if error.errno == errno.ENETUNREACH and others_there:
+                left.insert(0, Group(group.where, others_there))
+            continue
         if others:
             # The connection is another one: to the hypervisor above.
             sock.close()
@@ -118,33 +68,60 @@ def connect(cid: int, port: int, *, timeout: float | None = None, runtime_dir: s
                 each.close()
         sock.settimeout(None)
         return sock
-    assert unreachable is not None
-    raise unreachable
+    if refusal is not None:
+        raise refusal
+    raise next((error for error in failed if error.errno != errno.ENODEV), finding.nobody(groups))
 
 
-def list_vms(runtime_dir: str | None = None) -> list[dict[str, Any]]:
-    """The VMs that can be seen from here, of all daemons: name, cid, netns (cookie), mode, state, connections, pid."""
-    where, paths = _bridges(runtime_dir)
+def _number(value: int, what: str) -> int:
+    if not 0 <= value <= ANY:
+        raise OSError(errno.EINVAL, f"{what} {value} does not fit in 32 bits")
+    return value
+
+
+def list_vms(runtime_dir: str | None = None, *, silent: list[str] | None = None) -> list[dict[str, Any]]:
+    """The VMs that can be seen from here, of all daemons: name, cid, netns (cookie), mode, state, connections, pid.
+
+    `silent` gets the bridge sockets of daemons that live and did not answer.
+    """
+    groups = finding.groups(runtime_dir)
     rows: list[dict[str, Any]] = []
     asked = 0
-    for path in paths:
+    for path in (path for group in groups for path in group.paths):
+        deadline = Deadline(_LIST_SECONDS)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(_LIST_SECONDS)
             try:
+                deadline.apply(sock)
                 sock.connect(path)
-                sock.sendall(protocol.request_line(protocol.List()), socket.MSG_NOSIGNAL)
-                data = b""
-                while piece := sock.recv(65536):
-                    data += piece
+                data = _listed(sock, deadline)
+            except TimeoutError:
+                if silent is not None:
+                    silent.append(path)
+                continue
             except OSError:
                 continue  # dead, or not for us
         head, _, rest = data.partition(b"\n")
-        protocol.parse_answer(head)
-        rows += [json.loads(line) for line in rest.splitlines()]
+        if not data or protocol.parse_answer(head) != rest.count(b"\n"):
+            continue  # it went away before all was said
+        rows += (json.loads(line) for line in rest.splitlines())
         asked += 1
     if not asked:
-        raise OSError(errno.ENODEV, f"no vhostvsock daemon can be asked (by a bridge socket in {where})")
+        raise OSError(
+            errno.ENODEV, f"no vhostvsock daemon can be asked (by a bridge socket in {finding.where(groups)})"
+        )
     return rows
+
+
+def _listed(sock: socket.socket, deadline: Deadline) -> bytes:
+    """All that is answered to LIST."""
+    sock.sendall(protocol.request_line(protocol.List()), socket.MSG_NOSIGNAL)
+    data = b""
+    while True:
+        deadline.apply(sock)
+        piece = sock.recv(65536)
+        if not piece:
+            return data
+        data += piece
 
 
 class Server:
@@ -174,7 +151,8 @@ class Server:
         peer = protocol.parse_accept(line[:-1])
         if len(sockets) != 1:
             raise OSError(errno.EPROTO, "the bridge announced a connection without one")
-        self._sock.sendall(TAKEN, socket.MSG_NOSIGNAL)
+        with contextlib.suppress(OSError):  # the daemon may be gone: the connection does without
+            self._sock.sendall(TAKEN, socket.MSG_NOSIGNAL)
         sockets[0].setblocking(True)
         return sockets[0], peer
 
@@ -201,11 +179,13 @@ def create_server(
     """Listen on `port` (by default any free one, see `Server.port`) for guests, and host applications of this domain.
 
     `cid` may be 2 (for guests), 1 (for loopback) or ANY. The errors are Linux's: EADDRINUSE, EADDRNOTAVAIL, EACCES
-    for ports below 1024.
+    for ports below 1024, EINVAL for what is no CID or port.
     """
-    sock = _open(runtime_dir, None)
+    request = Listen(_number(cid, "CID"), _number(port, "port"), _number(backlog, "backlog"))
+    deadline = Deadline(None)
+    sock = finding.open_one(finding.groups(runtime_dir), deadline)
     try:
-        number, _ = _ask(sock, Listen(cid, port, backlog))
+        number, _ = finding.ask(sock, request, deadline)
     except BaseException:
         sock.close()
         raise

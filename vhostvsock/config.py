@@ -102,6 +102,7 @@ def from_flags(
     runtime_dir: str | None = None,
     parent: bool = True,
     poll_us: int | None = None,
+    bridge_mode: str | None = None,
 ) -> DaemonConfig:
     """The configuration of a single VM, from the command line."""
     try:
@@ -116,8 +117,9 @@ def from_flags(
     return DaemonConfig(
         (vm,),
         checked_timeout(handshake_timeout, "--handshake-timeout"),
-        runtime_dir,
-        vm.socket_access,
+        None if runtime_dir is None else checked_directory(runtime_dir, "", "--runtime-dir"),
+        # Not that of the VM's own sockets: the bridge leads to every VM of a domain.
+        Access() if bridge_mode is None else Access(_mode(bridge_mode, "--bridge-mode")),
         parent,
     )
 
@@ -176,7 +178,9 @@ def _from_files(files: Sequence[tuple[str, bytes]], *, base: str) -> DaemonConfi
     return DaemonConfig(
         tuple(vms),
         timeout,
-        None if runtime_dir is None else os.path.join(base, runtime_dir),
+        None
+        if runtime_dir is None
+        else checked_directory(runtime_dir, base, f"{merged.origin['runtime_dir']}: runtime_dir"),
         _access(merged.top, "bridge", Access(), lambda key: f"{merged.origin.get(key, source)}: {key}"),
         merged.top.get("parent", True),
     )
@@ -240,19 +244,35 @@ def _name(name: str, label: str) -> str:
 def _path(path: str, base: str, limit: int, label: str) -> str:
     if not path:
         raise ConfigError(f"{label} is empty")
-    if "\0" in path or path.endswith("/"):
+    if path.endswith("/"):
         raise ConfigError(f"{label}: {path!r} is not a path of a socket")
     full = os.path.join(base, path)
-    try:
-        size = len(os.fsencode(full))
-    except UnicodeEncodeError:
-        raise ConfigError(f"{label}: {path!r} cannot be a file name") from None
+    size = _checked_bytes(full, path, label)
     if size > limit:
         why = "" if limit == SUN_PATH_BYTES else f", which leaves room for '_PORT' within {SUN_PATH_BYTES}"
         raise ConfigError(
             f"{label}: {full!r} is {size} bytes long; the limit is {limit}{why}",
             hint="use a shorter path, for instance under /run, or a relative path from a directory nearer to it",
         )
+    return full
+
+
+def _checked_bytes(full: str, path: str, label: str) -> int:
+    """The length of a path that can be a file name, and that lines of text can hold."""
+    if any(ord(c) < 32 or ord(c) == 127 for c in path):
+        raise ConfigError(f"{label}: {path!r} has a control character in it", hint="use printable characters")
+    try:
+        return len(os.fsencode(full))
+    except UnicodeEncodeError:
+        raise ConfigError(f"{label}: {path!r} cannot be a file name") from None
+
+
+def checked_directory(path: str, base: str, label: str) -> str:
+    """The runtime directory, or a ConfigError that starts with `label`."""
+    if not path:
+        raise ConfigError(f"{label} is empty", hint="leave it out for the usual directory")
+    full = os.path.join(base, path)
+    _checked_bytes(full, path, label)
     return full
 
 

@@ -83,8 +83,8 @@ class Daemon:
         stop.set()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._registry = registry = Registry(self._config.runtime_dir)
         own_cid = host_cid if self._config.parent else lambda: None
+        self._registry = registry = Registry(self._config.runtime_dir, own_cid=own_cid)
         self._bridge = bridge = Bridge(registry, lambda: self._vms, own_cid, connect_parent)
         clients, others = self._listen_for_bridge(registry.directory)
         registry.register_daemon(clients.path)
@@ -149,7 +149,7 @@ class Daemon:
 
     def _tell_status(self) -> None:
         """Tell the service manager which VMs there are and how they are."""
-        notify("STATUS=" + _few([f"{vm.name} (cid {vm.config.cid}) {vm.state}" for vm in self._vms]))
+        notify("STATUS=" + _few([f"{vm.name} (cid {vm.cid}) {vm.state}" for vm in self._vms]))
 
     async def _stop(self) -> None:
         for task in self._tasks:

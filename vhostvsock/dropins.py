@@ -61,7 +61,7 @@ def _parse(source: str, text: bytes) -> dict[str, Any]:
         return tomllib.loads(text.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source}: not UTF-8 text: {error}") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, which is no TOMLDecodeError
         raise ConfigError(f"{source}: not valid TOML: {error}", hint="see https://toml.io for the format") from None
 
 

@@ -185,3 +185,8 @@ def complain(message: str, hint: str | None = None) -> None:
     write_line(_one_line(f"vhostvsock: error: {message}"))
     if hint:
         write_line(_one_line(f"hint: {hint}"))
+
+
+def warn(message: str) -> None:
+    """Something that a command has to say beside what it was asked for."""
+    write_line(_one_line(f"vhostvsock: warning: {message}"))

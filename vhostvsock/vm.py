@@ -96,9 +96,10 @@ class ServedVm:
 
     def handle_event(self, event: Event) -> None:
         """Follow the device's state, and log what it tells."""
+        if event.kind in (EventKind.DETACHED, EventKind.FAULT):
+            self._release()
         self._become(_STATES.get(event.kind, self.state))
         if event.kind is EventKind.DETACHED:
-            self._release()
             self._free.set()
             self._say(logging.INFO, f"front-end gone: {event.text}" if event.text else "front-end gone")
         elif event.kind is EventKind.ATTACHED:
@@ -114,7 +115,6 @@ class ServedVm:
         elif event.kind is EventKind.NETNS:
             self._look_up(event)
         elif event.kind is EventKind.FAULT:
-            self._release()
             self._free.clear()
             self._faulted.set()
             self._say(logging.ERROR, f"the device failed and is made anew: {event.text}")
@@ -201,25 +201,26 @@ class ServedVm:
             mode = self._registry.modes.state(netns).mode
             if self._device is not None:
                 self._device.learn_netns(event.value, mode is Mode.LOCAL)
-        except VhostvsockError as error:
+        except (VhostvsockError, OSError) as error:
+            # Without an answer the device forgets the question, and its clients with it.
             self._say(logging.ERROR, f"a client's namespace cannot be looked up: {error}")
         finally:
             if event.sock is not None:
                 event.sock.close()
 
-    def connect(self, client: socket.socket, port: int) -> None:
-        """Connect a client of the bridge, which may see this VM, to a port of the guest."""
+    def _living(self) -> Device:
         if self._device is None:
             raise Refused(errno.EHOSTUNREACH, f"VM {self.config.name!r} is being made anew")
+        return self._device
+
+    def connect(self, client: socket.socket, port: int) -> None:
+        """Connect a client of the bridge, which may see this VM, to a port of the guest. Refused without a device."""
         # The caller keeps its own descriptor, and closes it.
-        self._device.connect(client.dup(), port)
+        self._living().connect(client.dup(), port)
 
     def answer(self, token: int, sock: socket.socket | None) -> None:
-        """Answer what the guest asked for; the device owns the socket from now on."""
-        if self._device is not None:
-            self._device.answer(token, sock)
-        elif sock is not None:
-            sock.close()
+        """Answer what the guest asked for; the device owns the socket then. Refused without a device."""
+        self._living().answer(token, sock)
 
     def row(self, viewer: NetnsId, mode: Mode) -> dict[str, Any] | None:
         """What `vhostvsock ls` shows a viewer; None where it may not see the VM."""
@@ -245,7 +246,9 @@ class ServedVm:
         while True:
             await self._faulted.wait()
             self._faulted.clear()
+            self._free.clear()
             await self._close_device()
+            self._release()  # also what was claimed after the fault was told
             while self._device is None:
                 await asyncio.sleep(REVIVE_PAUSE_SECONDS)
                 try:
@@ -289,7 +292,9 @@ class ServedVm:
         """For the line that says ready."""
         return f"{self.config.name} cid {self.config.cid or 'auto'} {os.path.abspath(self.config.socket)}"
 
-    def _cid(self) -> int | str:
+    @property
+    def cid(self) -> int | str:
+        """The CID that the VM has or will have, for people."""
         cid = self.config.cid if self.claim is None else self.claim.cid
         return "auto" if cid is None else cid.value
 
@@ -299,4 +304,4 @@ class ServedVm:
             self.on_state()
 
     def _say(self, level: int, text: str) -> None:
-        _log.log(level, "%s", text, extra={"fields": {"vm": self.config.name, "cid": self._cid()}})
+        _log.log(level, "%s", text, extra={"fields": {"vm": self.config.name, "cid": self.cid}})

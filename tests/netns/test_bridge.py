@@ -257,22 +257,49 @@ print(kept[0].port, listen(0xFFFFFFFF), kept[-1].port > 1023, listen(100))
 def test_a_full_backlog_refuses_and_taking_one_makes_room(served: World) -> None:
     served.daemon({"a": 42})
     code = """
-import vhostvsock
+import errno, os, vhostvsock
 with vhostvsock.create_server(5000, backlog=1) as server:
-    clients = [vhostvsock.connect(1, 5000) for _ in range(4)]
-    ends = []
-    for client in clients:
-        client.settimeout(0.2)
+    ends, clients = [], []
+    for _ in range(4):
         try:
-            ends.append(client.recv(1))
-        except TimeoutError:
-            ends.append("waits")
+            clients.append(vhostvsock.connect(1, 5000)); ends.append("waits")
+        except OSError as error:
+            ends.append(errno.errorcode[error.errno])
     taken, peer = server.accept()
     taken.sendall(b"y")
-    print(ends, peer[0], clients[0].recv(1))
+    print(*ends, peer[0], clients[0].recv(1), os.get_blocking(taken.fileno()))
+    for _ in range(10):
+        try:
+            vhostvsock.connect(1, 5000); print("room"); break
+        except ConnectionResetError:
+            pass
 """
     done = served.python(code)
-    assert done.stdout == "['waits', 'waits', b'', b''] 1 b'y'\n", done.stderr
+    assert done.stdout == "waits waits ECONNRESET ECONNRESET 1 b'y' True\nroom\n", done.stderr
+
+
+def test_a_full_backlog_at_another_daemon_refuses_as_well(served: World) -> None:
+    served.daemon({"a": 42})
+    code = """
+import errno, glob, socket, vhostvsock
+served = vhostvsock.create_server(5000, backlog=0)
+def ask(path):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path); sock.sendall(b"CONNECT 1 5000\\n")
+        kept.append(sock.dup())
+        return sock.recv(100).split()[:2]
+kept = []
+print(ask(PATH)[0], ask(PATH))
+served.accept()
+"""
+    (first,) = served.runtime_dir.glob("bridge/*.sock")
+    served.daemon({"b": 43})
+    (second,) = set(served.runtime_dir.glob("bridge/*.sock")) - {first}
+    for listens, asked in ((first, second), (second, first)):
+        listens.rename(listens.with_name("0.sock"))  # the client takes the first by name
+        done = served.python(code.replace("PATH", repr(str(asked))))
+        listens.with_name("0.sock").rename(listens)
+        assert done.stdout == "b'OK' [b'ERR', b'ECONNRESET']\n", done.stderr
 
 
 def test_what_was_not_taken_ends_with_the_listener(served: World) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from vhostvsock import __version__
 from vhostvsock.cli import main
+from vhostvsock.cli.output import say, table
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,3 +33,8 @@ def test_wrong_usage_ends_with_code_2(args: list[str], capfd: pytest.CaptureFixt
     assert lines[0].startswith("vhostvsock: error: ")
     assert lines[1].startswith("hint: see `vhostvsock")
     assert len(lines) == 3
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    say(table([("A", "B"), ("\x1b[2J", "x")]))
+    assert capsys.readouterr().out == "A     B\n\\x1b[2J  x\n"

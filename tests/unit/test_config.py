@@ -97,6 +97,9 @@ def test_relative_paths_start_at_the_directory_of_the_file(tmp_path: Path) -> No
         (vm(uds_path="/run/a.lock"), ["lock"]),
         (vm() + vm(name="b", cid=43, socket="/run/b_1234", uds_path="/run/d"), ["'b'", "guest of vm 'web'"]),
         ("vm = [", ["f.toml", "not valid TOML"]),
+        ("handshake_timeout = " + "1" * 5000 + "\n" + vm(), ["f.toml", "not valid TOML"]),
+        (vm().replace("'/run/a'", '"/run/a\\nb"'), ["'web'", "control character"]),
+        (vm().replace("'/run/b'", '"/run/\\u001b[2J"'), ["'web'", "control character"]),
     ],
 )
 def test_a_mistake_is_named(text: str, parts: list[str]) -> None:
@@ -190,3 +193,20 @@ def test_any_toml_is_either_a_configuration_or_a_config_error(table: dict[str, A
 def test_any_bytes_are_either_a_configuration_or_a_config_error(data: bytes) -> None:
     with pytest.raises(ConfigError):
         config.from_toml(data, source="f.toml")
+
+
+@pytest.mark.parametrize("where", ["", "a\\u0000b", "a\\nb"])
+def test_a_runtime_dir_is_a_directory(where: str) -> None:
+    assert "f.toml: runtime_dir" in refused(f'runtime_dir = "{where}"\n' + vm())
+    with pytest.raises(ConfigError, match="--runtime-dir"):
+        config.from_flags(
+            name=None, cid="42", socket="a", uds_path="b", runtime_dir=where.encode().decode("unicode_escape")
+        )
+
+
+def test_the_modes_of_a_vms_sockets_do_not_open_the_bridge() -> None:
+    flags: dict[str, Any] = {"name": None, "cid": "42", "socket": "a", "uds_path": "b", "socket_mode": "0666"}
+    assert config.from_flags(**flags).bridge_access.mode == 0o600
+    assert config.from_flags(**flags, bridge_mode="0660").bridge_access.mode == 0o660
+    with pytest.raises(ConfigError, match="--bridge-mode"):
+        config.from_flags(**flags, bridge_mode="all")

@@ -290,6 +290,8 @@ def test_no_answer_in_time_is_a_clear_error(server: Server) -> None:
         (["--uds", "/" + "x" * 200, "22"], 1, "cannot connect"),
         (["--uds", "s", "4294967296"], 2, "32 bits"),
         (["--uds", "s", "ssh"], 2, "not a number"),
+        (["4294967296", "22"], 2, "32 bits"),
+        (["--", "-1", "22"], 2, "32 bits"),
         (["22"], 2, "VHOSTVSOCK_UDS"),
         (["--uds", "s", "--timeout", "nan", "22"], 2, "--timeout"),
     ],

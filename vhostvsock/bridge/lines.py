@@ -10,6 +10,8 @@ import array
 import asyncio
 import contextlib
 import errno
+import os
+import select
 import socket
 from collections.abc import Sequence
 
@@ -34,18 +36,26 @@ async def readable(sock: socket.socket) -> None:
         loop.remove_reader(sock.fileno())
 
 
+def hung_up(sock: socket.socket) -> bool:
+    """Whether the other side will send no more, though there may be something left to read."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
 async def read_line(sock: socket.socket, limit: int) -> bytes:
     """The next line, without its end; b"" at the end of the stream. Raises OSError(EPROTO) for one that is too long."""
     seen = 0
     while True:
         await readable(sock)
+        ended = hung_up(sock)  # asked first: nothing comes after that
         data = sock.recv(limit, socket.MSG_PEEK)
-        if not data:
-            return b""
         line, end, _ = data.partition(b"\n")
         if end:
             sock.recv(len(line) + 1)
             return line
+        if not data or ended:
+            return b""
         if len(data) >= limit:
             raise OSError(errno.EPROTO, "the line is too long")
         if len(data) == seen:
@@ -67,6 +77,9 @@ def recv_with(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, li
     for level, kind, raw in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             for fd in array.array("i", raw[: len(raw) - len(raw) % _INT]):
-                with contextlib.suppress(OSError):  # not a socket: closed below by nobody, so close it here
+                try:
                     found.append(socket.socket(fileno=fd))
+                except OSError:  # not a socket
+                    with contextlib.suppress(OSError):
+                        os.close(fd)
     return data, found

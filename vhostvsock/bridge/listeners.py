@@ -5,18 +5,25 @@ Before: server.py answered its LISTEN. After: each connection goes to it as a de
 Rules:  - Linux's backlog: N connections may wait, and one more; the next is refused.
         - what waits, waits in the application's own socket: when that closes, the kernel closes the waiting ones, and
           their peers see the end.
+        - a client of loopback gets its OK here, in the step that hands its connection over: not before it is known
+          that there is room, and before anything that the application may say.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 
-from vhostvsock.bridge.lines import read_line, send_with
-from vhostvsock.bridge.protocol import LINE_LIMIT, TAKEN, accept_line
+from vhostvsock.bridge.lines import hung_up, readable, send_with
+from vhostvsock.bridge.protocol import LINE_LIMIT, TAKEN, accept_line, ok_line
+from vhostvsock.ids import CID_LOCAL
+from vhostvsock.registry.errors import Refused
 
-# What sk_max_ack_backlog would be cut to (net.core.somaxconn).
-MAX_BACKLOG = 4096
+# What waits counts against the send buffer of our end, some 768 bytes for each: this many fit into the most that
+# net.core.wmem_max allows where nobody changed it.
+MAX_BACKLOG = 512
+_SEND_BUFFER = 1 << 20
 
 
 class BridgeListener:
@@ -26,19 +33,40 @@ class BridgeListener:
         self._sock = sock
         self._backlog = min(backlog, MAX_BACKLOG)
         self.waiting = 0
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # as far as it is allowed
 
-    def offer(self, connection: socket.socket, cid: int, port: int) -> bool:
-        """Hand a connection over; False where the backlog is full or the application is gone. Closes nothing."""
-        if self.waiting > self._backlog:
-            return False
-        with contextlib.suppress(OSError):
+    def offer(self, connection: socket.socket, cid: int, port: int) -> None:
+        """Hand a connection over. Refused(ECONNRESET) where the backlog is full or the application is gone.
+
+        A connection from CID 1 is a client's own, which is told OK. Closes nothing.
+        """
+        if self.waiting > self._backlog or hung_up(self._sock):
+            raise Refused(errno.ECONNRESET, "nobody listens any more, or too many connections wait to be accepted")
+        greeted = cid == CID_LOCAL
+        if greeted:
+            connection.send(ok_line(port), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        connection.setblocking(True)  # that of a guest is, too
+        try:
             send_with(self._sock, accept_line(cid, port), [connection.fileno()])
-            self.waiting += 1
-            return True
-        return False
+        except OSError as error:
+            if not greeted:
+                raise Refused(errno.ECONNRESET, f"it cannot be handed to the listener: {error.strerror}") from error
+            # Too late for another answer: the connection ends.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.waiting += 1
 
     async def until_gone(self) -> None:
         """Follow what the application takes, until it closes or says something else."""
+        buffer = b""
         with contextlib.suppress(OSError):
-            while await read_line(self._sock, LINE_LIMIT) == TAKEN.rstrip():
-                self.waiting = max(0, self.waiting - 1)
+            while len(buffer) < LINE_LIMIT:
+                await readable(self._sock)
+                data = self._sock.recv(4096)
+                if not data:
+                    return
+                *lines, buffer = (buffer + data).split(b"\n")
+                if any(line != TAKEN.rstrip() for line in lines):
+                    return
+                self.waiting = max(0, self.waiting - len(lines))

@@ -18,10 +18,17 @@ from collections.abc import Callable
 
 from vhostvsock.bridge.lines import readable, recv_with, send_with
 from vhostvsock.bridge.protocol import ANSWER_LIMIT, error_line, parse_answer
+from vhostvsock.errors import VhostvsockError
+from vhostvsock.registry.errors import Refused
 from vhostvsock.sockets import ListeningSocket, peer_credentials
 
 HAND_OVER_SECONDS = 2.0
 _MESSAGE_LIMIT = 128
+
+_GONE = {
+    "CONNECT": (errno.ENODEV, "the daemon that served the VM is gone"),
+    "ACCEPT": (errno.ECONNRESET, "the daemon for which the application listened is gone"),
+}
 
 _log = logging.getLogger("vhostvsock.bridge")
 
@@ -30,16 +37,29 @@ Handler = Callable[[list[str], socket.socket], None]
 
 
 async def hand_over(path: str, words: list[str], connection: socket.socket) -> None:
-    """Give `connection` to the daemon at `path`. Raises OSError where that one does not take it; closes nothing."""
+    """Give `connection` to the daemon at `path`. Raises OSError where that one does not take it; closes nothing.
+
+    A daemon that is gone, or about to go, is as a VM that is gone or a port on which nobody listens.
+    """
+    gone = Refused(*_GONE[words[0]])
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
-        sock.connect(path)
-        send_with(sock, " ".join(words).encode(), [connection.fileno()])
+        try:
+            sock.connect(path)
+            send_with(sock, " ".join(words).encode(), [connection.fileno()])
+        except OSError as error:
+            raise gone from error
         try:
             async with asyncio.timeout(HAND_OVER_SECONDS):
                 await readable(sock)
         except TimeoutError:
             raise TimeoutError(errno.ETIMEDOUT, "the daemon that serves it does not answer") from None
-        parse_answer(sock.recv(ANSWER_LIMIT).rstrip(b"\n"))
+        try:
+            answer = sock.recv(ANSWER_LIMIT)
+        except OSError as error:
+            raise gone from error
+        if not answer:
+            raise gone
+        parse_answer(answer.rstrip(b"\n"))
 
 
 async def serve(listening: ListeningSocket, handler: Handler) -> None:
@@ -85,4 +105,7 @@ def _answer(data: bytes, sockets: list[socket.socket], handler: Handler) -> byte
         handler(data.decode("ascii", "replace").split(), sockets[0])
     except OSError as error:
         return error_line(error)
+    except VhostvsockError as error:
+        _log.error("%s", error)
+        return error_line(OSError(errno.EIO, str(error)))
     return b"OK 0\n"

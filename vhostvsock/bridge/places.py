@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 
+from vhostvsock.errors import SocketError
 from vhostvsock.sockets import is_alive
 
 _BRIDGES = "bridge"
@@ -32,12 +33,21 @@ def prepare(runtime_dir: str) -> None:
         os.mkdir(directory, 0o755)
     except FileExistsError:
         pass
+    else:
+        os.chmod(directory, 0o755)  # whatever the umask is
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
-        if name.endswith((".sock", ".peer")) and not is_alive(path):
+        if name.endswith((".sock", ".peer")) and not _may_live(path):
             for left in (path, path + ".lock"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(left)
+
+
+def _may_live(path: str) -> bool:
+    try:
+        return is_alive(path)
+    except SocketError:
+        return True  # not for us to connect to: another user's, and not ours to remove
 
 
 def peer_path(bridge: str) -> str:

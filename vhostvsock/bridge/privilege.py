@@ -17,7 +17,7 @@ def may_bind_low_ports(pid: int, uid: int) -> bool:
         return True
     try:
         # Capabilities count in the process's own user namespace, which has to be ours.
-        if os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"):
+        if not _in_our_user_namespace(pid):
             return False
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
             for line in file:
@@ -26,3 +26,17 @@ def may_bind_low_ports(pid: int, uid: int) -> bool:
     except (OSError, ValueError):
         pass
     return False
+
+
+def _in_our_user_namespace(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")
+    except PermissionError:
+        # That link is for those who may trace the process. The map is for everybody, and a foreign namespace with the
+        # map of ours was made by one who has all that is asked for here.
+        return _uid_map(str(pid)) == _uid_map("self")
+
+
+def _uid_map(pid: str) -> str:
+    with open(f"/proc/{pid}/uid_map", encoding="ascii") as file:
+        return file.read()

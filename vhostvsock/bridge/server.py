@@ -29,22 +29,24 @@ from vhostvsock.bridge.protocol import (
     Connect,
     List,
     Listen,
+    Request,
     Version,
     error_line,
     ok_line,
     parse,
 )
 from vhostvsock.errors import VhostvsockError
-from vhostvsock.ids import CID_HOST, CID_LOCAL
+from vhostvsock.ids import CID_HOST, CID_LOCAL, PORT_ANY
 from vhostvsock.registry.errors import Refused
 from vhostvsock.registry.records import Claim, Listener
 from vhostvsock.registry.routes import Parent, Route, View, VisibleVm, Way, connect_route
-from vhostvsock.registry.rules import NetnsId
+from vhostvsock.registry.rules import LAST_PRIVILEGED_PORT, NetnsId
 from vhostvsock.registry.store import Registry
 from vhostvsock.sockets import ListeningSocket, peer_credentials
 from vhostvsock.vm import ServedVm
 
 REQUEST_SECONDS = 5.0
+LIST_SECONDS = 5.0
 _ACCEPT_PAUSE_SECONDS = 0.2
 
 _log = logging.getLogger("vhostvsock.bridge")
@@ -89,24 +91,22 @@ class Bridge:
             await asyncio.gather(*self._clients, return_exceptions=True)
 
     async def _client(self, sock: socket.socket) -> None:
-        with sock, contextlib.suppress(ConnectionError, TimeoutError):
+        with sock:
             sock.setblocking(False)
             try:
                 netns = self._registry.modes.admit(sock)
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    request = parse(await read_line(sock, LINE_LIMIT))
-                    if isinstance(request, Version):
-                        if request.number != VERSION:
-                            raise Refused(errno.EPROTONOSUPPORT, f"this is version {VERSION} of the bridge")
-                        sock.send(ok_line(VERSION), socket.MSG_NOSIGNAL)
-                        request = parse(await read_line(sock, LINE_LIMIT))
+                try:
+                    async with asyncio.timeout(REQUEST_SECONDS):
+                        request = await self._request(sock)
+                except TimeoutError:
+                    return  # it said nothing: no word is owed
                 match request:
                     case Connect(cid, port):
                         await self._connect(sock, netns, cid, port)
                     case Listen():
                         await self._listen(sock, netns, request)
                     case List():
-                        self._list(sock, netns)
+                        await self._list(sock, netns)
                     case Version():
                         raise Refused(errno.EPROTO, "VERSION is said once")
             except OSError as error:
@@ -117,6 +117,15 @@ class Bridge:
                 _log.error("%s", error)
                 _answer(sock, OSError(errno.EIO, str(error)))
 
+    async def _request(self, sock: socket.socket) -> Request:
+        request = parse(await read_line(sock, LINE_LIMIT))
+        if isinstance(request, Version):
+            if request.number != VERSION:
+                raise Refused(errno.EPROTONOSUPPORT, f"this is version {VERSION} of the bridge")
+            sock.send(ok_line(VERSION), socket.MSG_NOSIGNAL)
+            request = parse(await read_line(sock, LINE_LIMIT))
+        return request
+
     # CONNECT --------------------------------------------------------------------------------------------------------
 
     async def _connect(self, sock: socket.socket, netns: NetnsId, cid: int, port: int) -> None:
@@ -126,7 +135,7 @@ class Bridge:
                 await self._loop_back(sock, netns, cid, port)
             case Way.VM:
                 assert claim is not None
-                own = self._own_vm(claim)
+                own = self._served(claim.id)
                 if own is not None:
                     own.connect(sock, port)
                 else:
@@ -144,21 +153,16 @@ class Bridge:
         )
         return connect_route(cid, view)
 
-    def _own_vm(self, claim: Claim) -> ServedVm | None:
-        return next((vm for vm in self._vms() if vm.claim is not None and vm.claim.id == claim.id), None)
+    def _served(self, claim_id: str) -> ServedVm | None:
+        """The VM with this claim, if it is one of ours."""
+        return next((vm for vm in self._vms() if vm.claim is not None and vm.claim.id == claim_id), None)
 
     async def _loop_back(self, sock: socket.socket, netns: NetnsId, cid: int, port: int) -> None:
         listener = self._registry.find_listener(netns, cid, port)
         if listener is None:
             raise Refused(errno.ECONNRESET, f"nobody listens on port {port}")
-        # The client's own connection becomes the conversation: what was said on it so far is the answer to come.
-        mine = random.randrange(1024, 1 << 32)
-        sock.send(ok_line(mine), socket.MSG_NOSIGNAL)
-        try:
-            await self._offer(listener, sock, CID_LOCAL, mine)
-        except OSError as error:
-            # Too late for an answer: the connection ends, as one that is reset.
-            _log.debug("loopback to port %d: %s", port, error)
+        # The client's own connection becomes the conversation; whoever hands it to the listener says OK on it.
+        await self._offer(listener, sock, CID_LOCAL, random.randrange(LAST_PRIVILEGED_PORT + 1, PORT_ANY))
 
     async def _go_up(self, sock: socket.socket, cid: int, port: int) -> None:
         up = await self._connect_parent(sock, cid, port)
@@ -186,8 +190,8 @@ class Bridge:
         if served is None:
             words = ["ACCEPT", listener.id, str(cid), str(port)]
             await peers.hand_over(peer_path(listener.daemon.bridge), words, connection)
-        elif not served.offer(connection, cid, port):
-            raise Refused(errno.ECONNRESET, "too many connections wait to be accepted")
+        else:
+            served.offer(connection, cid, port)
 
     async def guest_asks(self, vm: ServedVm, token: int, guest_port: int, port: int) -> None:
         """A guest wants a port where nobody listens at its VM's own path."""
@@ -205,7 +209,8 @@ class Bridge:
             _log.debug("vm %s: the guest's connection to port %d is refused: %s", vm.config.name, port, error)
             if ours is not None:
                 ours.close()
-        vm.answer(token, None)
+        with contextlib.suppress(VhostvsockError):  # the device has failed meanwhile, and its guest's question with it
+            vm.answer(token, None)
 
     # Other daemons --------------------------------------------------------------------------------------------------
 
@@ -213,25 +218,27 @@ class Bridge:
         """Another daemon hands a connection over. Raises OSError where it cannot be taken."""
         match words:
             case ["CONNECT", claim_id, port] if port.isdigit():
-                vm = next((vm for vm in self._vms() if vm.claim is not None and vm.claim.id == claim_id), None)
+                vm = self._served(claim_id)
                 if vm is None:
                     raise Refused(errno.ENODEV, "the VM is gone")
                 vm.connect(connection, int(port))
             case ["ACCEPT", listener_id, cid, port] if cid.isdigit() and port.isdigit():
                 served = self._listeners.get(listener_id)
-                if served is None or not served.offer(connection, int(cid), int(port)):
-                    raise Refused(errno.ECONNRESET, "nobody listens any more, or too many connections wait")
+                if served is None:
+                    raise Refused(errno.ECONNRESET, "nobody listens any more")
+                served.offer(connection, int(cid), int(port))
             case _:
                 raise Refused(errno.EPROTO, "not a message between daemons")
 
     # LIST -----------------------------------------------------------------------------------------------------------
 
-    def _list(self, sock: socket.socket, netns: NetnsId) -> None:
+    async def _list(self, sock: socket.socket, netns: NetnsId) -> None:
         mode = self._registry.modes.state(netns).mode
         rows = [row for vm in self._vms() if (row := vm.row(netns, mode)) is not None]
         data = ok_line(len(rows)) + b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        # A client that does not read gets what fits.
-        sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        with contextlib.suppress(TimeoutError):  # a client that does not read
+            async with asyncio.timeout(LIST_SECONDS):
+                await asyncio.get_running_loop().sock_sendall(sock, data)
 
 
 def _answer(sock: socket.socket, error: OSError) -> None:

@@ -83,6 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Piped into `head`: what was asked for was said.
+        from vhostvsock.cli.output import give_up
+
+        give_up()
+        return 1
     except OSError as error:
         complain(str(error))
         return 1

@@ -10,7 +10,9 @@ import json
 from typing import Any
 
 from vhostvsock import client
+from vhostvsock.cli.output import say, table
 from vhostvsock.errors import ConnectError
+from vhostvsock.log import warn
 
 _COLUMNS = ("name", "cid", "netns", "mode", "state", "connections")
 _TITLES = ("NAME", "CID", "NETNS", "MODE", "STATE", "CONNS")
@@ -20,23 +22,24 @@ def main(args: argparse.Namespace) -> int:
     rows = _from_registry() if args.all else _from_bridges()
     rows.sort(key=lambda row: (row["mode"], row["netns"], row["cid"]))
     if args.json:
-        print(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
         return 0
     names = _namespace_names()
     for row in rows:
         row["netns"] = names.get(row["netns"], str(row["netns"]))
-    table = [_TITLES, *(tuple(str(row[column]) for column in _COLUMNS) for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(_TITLES))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    say(table([_TITLES, *(tuple(str(row[column]) for column in _COLUMNS) for row in rows)]))
     return 0
 
 
 def _from_bridges() -> list[dict[str, Any]]:
+    silent: list[str] = []
     try:
-        return client.list_vms()
+        return client.list_vms(silent=silent)
     except OSError as error:
         raise ConnectError(str(error.strerror or error), hint="start one: vhostvsock run --help") from error
+    finally:
+        for path in silent:
+            warn(f"the daemon with the bridge {path} does not answer; its VMs are missing here")
 
 
 def _from_registry() -> list[dict[str, Any]]:

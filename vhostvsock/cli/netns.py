@@ -6,13 +6,11 @@ Before: cli/__init__.py. After: registry/, which knows and decides; here is only
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vhostvsock.cli.output import say, table
 from vhostvsock.errors import ConfigError
 from vhostvsock.registry import making
 from vhostvsock.registry.errors import NetnsError
@@ -25,13 +23,7 @@ from vhostvsock.registry.store import Registry
 
 def main(args: argparse.Namespace) -> int:
     action = {"list": _list, "add": _add, "del": _del, "mode": _mode, "child-mode": _child_mode}[args.action]
-    try:
-        return action(args)
-    except BrokenPipeError:
-        # Piped into `head`: what was asked for was said. Python's own flush at exit would complain.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
-        return 1
+    return action(args)
 
 
 def _add(args: argparse.Namespace) -> int:
@@ -47,7 +39,7 @@ def _del(args: argparse.Namespace) -> int:
 
 def _mode(args: argparse.Namespace) -> int:
     with open_namespace(args.netns) as netns, Registry() as registry:
-        _print(registry.modes.observe(netns).mode)
+        say(registry.modes.observe(netns).mode)
     return 0
 
 
@@ -57,7 +49,7 @@ def _child_mode(args: argparse.Namespace) -> int:
         where, value = None, where
     with open_namespace(where) as netns, Registry() as registry:
         if value is None:
-            _print(registry.modes.observe(netns).child_mode)
+            say(registry.modes.observe(netns).child_mode)
             return 0
         try:
             data = os.fsencode(value)
@@ -84,7 +76,7 @@ def _list(args: argparse.Namespace) -> int:
         lines = _lines(registry, {here} if init is None else {here, init})
         locks_known = not registry.modes.by_kernel()
     if args.json:
-        _print(json.dumps([_object(line, here, init, locks_known) for line in lines], indent=2))
+        say(json.dumps([_object(line, here, init, locks_known) for line in lines], indent=2))
         return 0
     rows = [("", "NAME", "COOKIE", "MODE", "CHILD-MODE", "VMS")]
     for line in lines:
@@ -94,7 +86,7 @@ def _list(args: argparse.Namespace) -> int:
         child = line.state.child_mode + ("!" if line.state.child_locked and locks_known else "")
         mark = "*" if line.id == here else ""
         rows.append((mark, name, str(line.id.cookie), line.state.mode.value, child, str(len(line.vms))))
-    _print(_table(rows))
+    say(table(rows))
     return 0
 
 
@@ -133,17 +125,3 @@ def _object(line: _Line, here: NetnsId, init: NetnsId | None, locks_known: bool)
         "init": line.id == init,
         "vms": [{"name": vm.name, "cid": vm.cid.value, "pid": vm.daemon.pid} for vm in line.vms],
     }
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def _print(text: str) -> None:
-    # A name in /run/netns is any bytes; what cannot be shown is escaped.
-    safe = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    sys.stdout.write(safe + "\n")
-    sys.stdout.flush()

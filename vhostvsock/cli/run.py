@@ -18,7 +18,7 @@ from vhostvsock.daemon import Daemon
 from vhostvsock.errors import ConfigError
 from vhostvsock.systemd import activation
 
-_ONE_VM = ("guest_cid", "socket", "uds_path", "name", "socket_mode", "socket_owner", "poll_us")
+_ONE_VM = ("guest_cid", "socket", "uds_path", "name", "socket_mode", "socket_owner", "bridge_mode", "poll_us")
 _NEEDED = ("guest_cid", "socket", "uds_path")
 
 
@@ -43,7 +43,8 @@ def configuration(args: argparse.Namespace) -> DaemonConfig:
             timeout = config.checked_timeout(timeout, "--handshake-timeout")
             found = dataclasses.replace(found, handshake_timeout=timeout)
         if args.runtime_dir is not None:
-            found = dataclasses.replace(found, runtime_dir=args.runtime_dir)
+            directory = config.checked_directory(args.runtime_dir, "", "--runtime-dir")
+            found = dataclasses.replace(found, runtime_dir=directory)
         return dataclasses.replace(found, parent=False) if args.no_parent else found
     missing = [_flag(name) for name in _NEEDED if getattr(args, name) is None]
     if missing:
@@ -62,6 +63,7 @@ def configuration(args: argparse.Namespace) -> DaemonConfig:
         runtime_dir=args.runtime_dir,
         parent=not args.no_parent,
         poll_us=args.poll_us,
+        bridge_mode=args.bridge_mode,
     )
 
 

@@ -41,7 +41,7 @@ examples:
   several VMs, vhostvsock.toml:
 
   handshake_timeout = 5.0             # seconds; optional
-  bridge_mode = "0666"                # optional; who may ask by CID; default "0600"
+  bridge_mode = "0666"                # optional; who may ask by CID, whatever uds_mode says; default "0600"
   bridge_owner = ":users"             # optional
   runtime_dir = "/run/vhostvsock"     # optional
   parent = true                       # optional; false is --no-parent
@@ -90,11 +90,19 @@ def add(commands: Subparsers) -> None:
         "--uds-path", metavar="PATH", help="the socket for host applications; PATH_PORT is where guests reach the host"
     )
     one.add_argument("--name", metavar="NAME", help="the VM's name in the log (default: cidNUMBER)")
-    one.add_argument("--socket-mode", metavar="MODE", help='file mode of both sockets, octal (default: "0600")')
+    one.add_argument(
+        "--socket-mode", metavar="MODE", help='file mode of --socket and --uds-path, octal (default: "0600")'
+    )
     one.add_argument(
         "--socket-owner",
         metavar="OWNER",
-        help='owner of both sockets: "user", "user:group" or ":group" (default: who runs the command)',
+        help='owner of --socket and --uds-path: "user", "user:group" or ":group" (default: who runs the command)',
+    )
+    one.add_argument(
+        "--bridge-mode",
+        metavar="MODE",
+        help="file mode of the bridge, octal: who may ask by CID, for every VM in reach, whatever the mode of its own "
+        'sockets (default: "0600")',
     )
     one.add_argument(
         "--poll-us",

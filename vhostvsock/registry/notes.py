@@ -7,6 +7,7 @@ Why not a table: a mode is what keeps a namespace apart, and must survive the lo
 Rules:  - a file is replaced as a whole (rename), so it is always either the old or the new one.
         - cookies belong to one boot: a file of another one does not count.
         - notes outlive the namespace: a VM in it may still be there, and cookies do not come again.
+        - what cannot be read is an error, and never the same as nothing noted.
 """
 
 from __future__ import annotations
@@ -85,8 +86,14 @@ class Notes:
                 return None
             state = NetnsState(Mode(content["mode"]), Mode(content["child_mode"]), bool(content["child_locked"]))
             return KnownNetns(netns, content["name"], state, bool(content["by_kernel"]))
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            # Not the same as nothing noted: a local namespace would be taken for a global one.
+            raise RegistryError(
+                f"cannot read {path}: {error.strerror}",
+                hint=f"it may say that the namespace is local: let {directory} be readable (chmod o+rx, also above)",
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise RegistryError(
                 f"{path} is damaged: {error}",

@@ -47,9 +47,14 @@ def prepare(path: str) -> None:
     """Make the directory and the one for locks, where they are missing, and refuse one that cannot be trusted."""
     try:
         try:
-            os.mkdir(path, 0o755 if path == SYSTEM_DIR else 0o700)
+            os.mkdir(path, 0o700)
         except FileExistsError:
             pass
+        else:
+            if path == SYSTEM_DIR:
+                os.chmod(
+                    path, 0o755
+                )  # whatever the umask is: everybody's daemons read there which namespaces are local
         _check(path)
         _make(path, _LOCKS, public=False)
         _make(path, NOTES, public=True)
