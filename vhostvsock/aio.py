@@ -45,7 +45,8 @@ async def open_connection(
         thread.add_done_callback(_close_unwanted)  # the thread goes on to its end
         raise
     try:
-        return await asyncio.open_unix_connection(sock=sock)
+        # Of any family: the way up to a hypervisor is an AF_VSOCK socket.
+        return await asyncio.open_connection(sock=sock)
     except BaseException:
         sock.close()
         raise

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from vhostvsock.bridge import finding, protocol
-from vhostvsock.bridge.finding import Deadline
+from vhostvsock.bridge.finding import Deadline, Group
 from vhostvsock.bridge.lines import recv_with
 from vhostvsock.bridge.protocol import ANSWER_LIMIT, ANY, DEFAULT_BACKLOG, TAKEN, Connect, Listen
 
@@ -39,7 +39,10 @@ def connect(cid: int, port: int, *, timeout: float | None = None, runtime_dir: s
     groups = finding.groups(runtime_dir)
     refusal: OSError | None = None
     failed: list[OSError] = []
-    for group in groups:
+    # The daemons of one directory know the same VMs. Not all have a way up, though: that of a local namespace has none.
+    left = list(groups)
+    while left:
+        group = left.pop(0)
         try:
             sock = finding.open_one([group], deadline)
         except OSError as error:
@@ -48,10 +51,14 @@ def connect(cid: int, port: int, *, timeout: float | None = None, runtime_dir: s
         try:
             _, others = finding.ask(sock, request, deadline)
         except BaseException as error:
+            asked = sock.getpeername()
             sock.close()
-            if not (isinstance(error, OSError) and error.errno == errno.ENODEV):
+            if not (isinstance(error, OSError) and error.errno in (errno.ENODEV, errno.ENETUNREACH)):
                 raise
             refusal = error
+            others_there = group.paths[group.paths.index(asked) + 1 :]
+            if error.errno == errno.ENETUNREACH and others_there:
+                left.insert(0, Group(group.where, others_there))
             continue
         if others:
             # The connection is another one: to the hypervisor above.

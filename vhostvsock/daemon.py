@@ -10,6 +10,7 @@ Rules:  - Ready is said when every socket listens and every device answers, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -22,7 +23,9 @@ from vhostvsock.bridge.server import Bridge
 from vhostvsock.config import Access, DaemonConfig
 from vhostvsock.errors import SocketError
 from vhostvsock.native import EVENT_BATCH, Engine, Event
-from vhostvsock.registry.kernel import host_cid
+from vhostvsock.registry.errors import NetnsError
+from vhostvsock.registry.kernel import KernelModes, host_cid
+from vhostvsock.registry.netns import cookie_of_socket, namespace_of_socket, own
 from vhostvsock.registry.store import Registry
 from vhostvsock.sockets import ListeningSocket
 from vhostvsock.systemd import watchdog
@@ -170,15 +173,32 @@ class Daemon:
         _log.info("stopped")
 
 
-def connect_parent(cid: int, port: int) -> socket.socket:
-    """A connection to the hypervisor above this host, or to a VM beside it. Blocks as long as connect(2) does."""
-    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+async def connect_parent(client: socket.socket, cid: int, port: int) -> socket.socket:
+    """A connection to the hypervisor above this host, or to a VM beside it. The kernel gives up after two seconds."""
+    sock = _socket_like(client)
     try:
-        sock.connect((cid, port))
+        sock.setblocking(False)
+        # Not in a thread: those are few, and a CID that is silent would keep one from everybody else.
+        await asyncio.get_running_loop().sock_connect(sock, (cid, port))
+        # Whoever gets it expects a socket as socket(2) makes them.
+        sock.setblocking(True)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _socket_like(client: socket.socket) -> socket.socket:
+    """A socket for the way up, made in the namespace of the client where the kernel has modes: it is that one's that
+    counts. Where that may not be, it is made in ours, which is the same unless ours is local."""
+
+    def make() -> socket.socket:
+        return socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+
+    if KernelModes().present() and cookie_of_socket(client) != own():
+        with contextlib.suppress(NetnsError), namespace_of_socket(client) as netns:
+            return netns.run(make)
+    return make()
 
 
 def _ready_line(vms: list[ServedVm]) -> str:

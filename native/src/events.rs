@@ -1,7 +1,8 @@
 //! Job: news for the control plane: log lines and changes of a device's life.
 //! Before: device threads push.
 //! After: one eventfd becomes readable; `ffi` hands the events out one by one.
-//! Rules: bounded: what nobody reads is dropped and counted, never waited for. Repeated warnings are thinned out.
+//! Rules: never waits. Log lines that nobody reads are dropped, and repeated warnings thinned out; no event of one device
+//! takes the place of another device's.
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{read, write};
@@ -10,8 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Events that wait at most.
+/// Log lines are dropped once so many events wait.
 const CAPACITY: usize = 4096;
+/// How far back an event is looked for that a newer one replaces.
+const LOOK_BACK: usize = 64;
 
 /// How important an event is; the numbers are those of Python's logging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,16 +106,19 @@ impl Events {
         level as u32 >= self.level.load(Ordering::Relaxed)
     }
 
-    /// Adds an event. A log line that finds the queue full is dropped; a change of state takes the oldest one's place.
+    /// Adds an event. A log line that finds the queue full is dropped. Of a device's rings that start and stop faster than
+    /// anybody reads, only the last news are kept. Everything else is bounded by whoever answers it.
     pub fn push(&self, event: Event) {
         let mut queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if queue.len() >= CAPACITY {
-            if event.kind == Kind::Log {
-                return;
-            }
-            queue.pop_front();
+        if event.kind == Kind::Log && queue.len() >= CAPACITY {
+            return;
         }
-        queue.push_back(event);
+        let rings = |kind| matches!(kind, Kind::Started | Kind::Stopped);
+        let of_rings = |other: &&mut Event| other.device == event.device && other.kind != Kind::Log;
+        match queue.iter_mut().rev().take(LOOK_BACK).find(of_rings).filter(|last| rings(last.kind)) {
+            Some(last) if rings(event.kind) => *last = event,
+            _ => queue.push_back(event),
+        }
         drop(queue);
         let _ = write(&self.signal, &1_u64.to_ne_bytes());
     }

@@ -25,7 +25,7 @@ def start_daemon(cwd: Path, *options: str) -> Process:
     if BACKEND == "peer":
         return start_peer(cwd)
     # A registry of its own: all VMs here have the same CID.
-    where = ("--runtime-dir", "run")
+    where = ("--runtime-dir", "run", "--no-parent")
     command = [sys.executable, "-m", "vhostvsock", "run", *(options or _ONE_VM), *where, "-v"]
     process = Process(command, cwd, name="vhostvsock")
     try:

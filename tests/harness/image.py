@@ -20,6 +20,8 @@ from harness.modules import Modules
 from scripts.lib.fetch import Kernel, guest_tools, library_path, loader
 from scripts.lib.fetch_apt import FetchError, cache_dir
 
+# Of use to single tests, which load them.
+_LATER = ("vsock_loopback",)
 # The transport last: with it, the device starts.
 _MODULES = ("virtio_pci", "virtio_mmio", "vsock", "vsock_diag", "vmw_vsock_virtio_transport")
 _TOOLS = ("usr/sbin/sshd", "usr/bin/ssh-keygen", "usr/bin/socat", "usr/bin/nbdcopy", "usr/bin/nbdinfo")
@@ -93,6 +95,9 @@ def _archive(kernel: Kernel, tools: bool) -> bytes:
     archive.file("bin/probe", guest_probe().read_bytes(), 0o755)
     for number, (name, content) in enumerate(Modules(kernel.modules).in_order(*_MODULES)):
         archive.file(f"modules/{number:02}-{name}.ko", content)
+    later = [(name, content) for name, content in Modules(kernel.modules).in_order(*_LATER) if name in _LATER]
+    for name, content in later:
+        archive.file(f"modules/later/{name}.ko", content)
     for name, text in _ETC.items():
         archive.file(name, text.encode(), 0o600 if name.endswith("shadow") else 0o644)
     archive.directory("run/sshd", 0o755)

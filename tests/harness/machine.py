@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,16 @@ class Kind:
 class Machine:
     """Made, it has a daemon; `boot` starts QEMU and waits for the guest."""
 
-    def __init__(self, kind: Kind, directory: Path | None = None, daemon: Process | None = None) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        directory: Path | None = None,
+        daemon: Process | None = None,
+        within: Sequence[str] = (),
+    ) -> None:
+        """`within`: the words that start QEMU in some other place, such as a network namespace."""
         self.kind = kind
+        self._within = within
         self._owns_daemon = daemon is None
         self._owns_directory = directory is None
         self.cwd = directory or Path(tempfile.mkdtemp(prefix="vv-", dir="/tmp"))
@@ -64,13 +73,13 @@ class Machine:
         assert self._guest is not None, "no guest runs"
         return self._guest
 
-    def boot(self, *extra: str, config: Path | None = None) -> Machine:
+    def boot(self, *extra: str, config: Path | None = None, image: Path | None = None) -> Machine:
         """Start QEMU on the sockets and wait until the guest is up."""
         qemu = fetch.qemu(self.kind.qemu)
         kernel = fetch.kernel(self.kind.kernel)
-        image = initramfs(kernel, tools=self.kind.tools)
+        image = image or initramfs(kernel, tools=self.kind.tools)
         command = command_line(qemu, kernel, image, config or CONFIGS / self.kind.config, extra=extra)
-        self._qemu = Qemu(command, qemu.env, self.cwd)
+        self._qemu = Qemu([*self._within, *command], qemu.env, self.cwd)
         self._guest = Guest(self.cwd / "control.sock")
         try:
             self._guest.wait_boot()

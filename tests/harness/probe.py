@@ -7,6 +7,7 @@ Rule:   what a test asserts is in the result; the exit code says "all as expecte
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import Protocol
 
@@ -73,6 +74,16 @@ class Probe:
 
 def on_host(cwd: Path, command: str, *words: str) -> Probe:
     return Probe(Process([host_probe(), command, *words], cwd, name=f"host: {command} {' '.join(words)}"))
+
+
+def on_connection(sock: socket.socket, command: str, *words: str) -> Probe:
+    """On a connection of this process, which is the program's alone from then on."""
+    with sock:
+        number = sock.fileno()
+        name = f"host: {command} fd:{number} {' '.join(words)}"
+        return Probe(
+            Process([host_probe(), command, f"fd:{number}", *words], Path("/"), name=name, descriptors=[number])
+        )
 
 
 def in_guest(guest: Guest, command: str, *words: str) -> Probe:

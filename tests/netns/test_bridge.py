@@ -127,6 +127,21 @@ def test_host_applications_reach_a_vm_in_their_domain_only(
     assert world_of.connect(42, ECHO, spaces.get(client or "")) == answer
 
 
+def test_ls_calls_the_namespaces_by_their_names(world_of: World, spaces: dict[str, str], command: Command) -> None:
+    command = Command(spaces["registry"])
+    world_of.daemon({"a": 42, "b": 43, "c": 42})
+    for name, role in (("a", "global0"), ("b", "global1"), ("c", "local0")):
+        assert world_of.guest(name, spaces[role]).next().startswith("attached ")
+
+    def told(*options: str) -> list[list[str]]:
+        # In order of the cookies, which are not in order of the namespaces' making.
+        return sorted(line.split()[:4] for line in command.ok("ls", *options).splitlines()[1:])
+
+    expected = [["a", "42", spaces["global0"], "global"], ["b", "43", spaces["global1"], "global"]]
+    assert told() == expected
+    assert told("--all") == [*expected, ["c", "42", spaces["local0"], "local"]]
+
+
 @pytest.mark.parametrize(
     ("client", "vm", "reached"),
     [

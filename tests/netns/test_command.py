@@ -86,7 +86,8 @@ def test_a_child_mode_is_set_once(command: Command, names: Names) -> None:
 
 # Another user may not be able to read this Python, so everything is imported before the user is changed.
 AS_NOBODY = """
-import encodings.ascii, locale, os, sys
+# All that is needed later: what is in the home directory of root cannot be read any more then.
+import encodings.ascii, gettext, locale, os, shutil, sys, textwrap
 import vhostvsock.cli.netns
 from vhostvsock.cli import main
 os.setgroups([])

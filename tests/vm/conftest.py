@@ -9,6 +9,7 @@ Rules:  - Between two tests a machine is asked to prove that it works; if not, i
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from conftest import lacking, tool
 from harness.machine import Kind, Machine
 
 from scripts.lib import fetch
+from vhostvsock.registry.errors import NetnsError
+from vhostvsock.registry.netns import in_thread, leave_for_new
 
 _MISSING = pytest.StashKey[str]()
 KERNELS = ("6.1", "new")
@@ -68,6 +71,18 @@ def prerequisites(pytestconfig: pytest.Config) -> None:
         tool(name)
     if _MISSING in pytestconfig.stash:
         lacking(pytestconfig.stash[_MISSING])
+
+
+@pytest.fixture(scope="session")
+def namespaces_can_be_made(prerequisites: None) -> None:
+    """The tests run as root, with network namespaces."""
+    if os.geteuid() != 0:
+        lacking("root, to make network namespaces")
+    tool("ip")
+    try:
+        in_thread(leave_for_new)
+    except NetnsError as error:
+        lacking(f"network namespaces ({error})")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import json
 import logging
 import random
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from vhostvsock.bridge import peers
 from vhostvsock.bridge.lines import read_line, send_with
@@ -60,7 +60,7 @@ class Bridge:
         registry: Registry,
         vms: Callable[[], Iterable[ServedVm]],
         parent_cid: Callable[[], int | None],
-        connect_parent: Callable[[int, int], socket.socket],
+        connect_parent: Callable[[socket.socket, int, int], Awaitable[socket.socket]],
     ) -> None:
         self._registry = registry
         self._vms = vms
@@ -163,7 +163,7 @@ class Bridge:
         await self._offer(listener, sock, CID_LOCAL, random.randrange(LAST_PRIVILEGED_PORT + 1, PORT_ANY))
 
     async def _go_up(self, sock: socket.socket, cid: int, port: int) -> None:
-        up = await asyncio.to_thread(self._connect_parent, cid, port)
+        up = await self._connect_parent(sock, cid, port)
         with up:
             send_with(sock, ok_line(up.getsockname()[1]), [up.fileno()])
 

@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
         name = errno.errorcode.get(error.errno or 0, "")
         raise ConnectError(f"cannot listen on port {args.port}: {error.strerror or error} ({name})") from error
     with server:
-        if port == ANY:
+        if args.verbose or port == ANY:
             print(f"listening on port {server.port}", file=sys.stderr, flush=True)
         if args.program is not None:
             return _serve(server, args.program)

@@ -56,6 +56,12 @@ def add(commands: Subparsers) -> None:
         help="run this (by the shell) for each connection, which is its stdin and stdout",
     )
     command.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say on stderr when clients can connect; for the port `any` it is always said",
+    )
+    command.add_argument(
         "--cid",
         metavar="CID",
         default="any",

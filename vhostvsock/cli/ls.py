@@ -69,7 +69,6 @@ def _namespace_names() -> dict[int, str]:
     try:
         for each in netns.named():
             found[each.id.cookie] = each.label
-            each.close()
     except (VhostvsockError, OSError):
         pass
     return found

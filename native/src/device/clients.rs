@@ -26,11 +26,13 @@ const LISTENER_TIMEOUT: u64 = 2 * SECOND;
 const BRIDGE_TIMEOUT: u64 = 2 * SECOND;
 /// How long the control plane may take to look a network namespace up.
 const NETNS_TIMEOUT: u64 = 2 * SECOND;
+/// Questions to the control plane that may wait for an answer.
+const MAX_ASKED: usize = 64;
 /// Clients accepted before others have their turn.
 const ACCEPTS: usize = 64;
 
-/// A descriptor kept back: with all others taken, clients can still be accepted to be turned away. Left alone, they
-/// would wake the thread for ever.
+/// A descriptor kept back: with all others taken, clients can still be accepted to be turned away, unless another thread
+/// is faster to it.
 #[derive(Debug)]
 pub struct Spare {
     /// Never used: it is there to be closed.
@@ -47,8 +49,9 @@ impl Spare {
 impl Hosts {
     // ---- clients ----
 
-    /// Takes in the clients that wait at the listening socket.
-    pub fn accept(&mut self, listener: &OwnedFd, now: u64) {
+    /// Takes in the clients that wait at the listening socket; `false` if that cannot be done for a while, so that the
+    /// socket, which stays readable, must not wake us meanwhile.
+    pub fn accept(&mut self, listener: &OwnedFd, now: u64) -> bool {
         for _ in 0..ACCEPTS {
             match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) if self.streams.len() >= self.max_streams => {
@@ -67,16 +70,19 @@ impl Hosts {
                     self.spare = Spare { _fd: None };
                     let refused = accept_with(listener, SocketFlags::CLOEXEC).map(drop);
                     self.spare = Spare::new();
-                    // The kernel looks for a descriptor first and for a client second.
-                    if refused.is_err() {
-                        return;
+                    match refused {
+                        Ok(()) => self.turned_away(now, "out of file descriptors"),
+                        // The kernel looks for a descriptor first and for a client second: there was none.
+                        Err(Errno::AGAIN) => return true,
+                        // Another thread was faster to the descriptor.
+                        Err(_) => return false,
                     }
-                    self.turned_away(now, "out of file descriptors");
                 }
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
-                Err(_) => return,
+                Err(_) => return true,
             }
         }
+        true
     }
 
     /// A connection was refused for want of something of ours.
@@ -235,7 +241,8 @@ impl Hosts {
                 self.set_deadline(host, now + MILLISECOND);
             }
             // Nobody there: but perhaps somebody listens through the bridge.
-            Err(Errno::NOENT | Errno::CONNREFUSED) if self.asks => {
+            Err(Errno::NOENT | Errno::CONNREFUSED) if self.asks && self.may_ask() => {
+                self.asked.push(conn);
                 self.mux.set_deadline(conn, now + LISTENER_TIMEOUT);
                 let from = self.mux.guest_port(conn).map_or(0, |port| port.0);
                 self.log.ask(Kind::Ask, conn.to_u64(), (u64::from(from) << 32) | u64::from(port.0), None);
@@ -247,21 +254,32 @@ impl Hosts {
         }
     }
 
+    /// Whether the control plane can be asked one more question. A guest that asks for ports faster than it can answer is
+    /// refused beyond that.
+    fn may_ask(&mut self) -> bool {
+        if self.asked.len() >= MAX_ASKED {
+            let mux = &self.mux;
+            self.asked.retain(|&conn| mux.awaits_host(conn));
+        }
+        self.asked.len() < MAX_ASKED
+    }
+
     /// The control plane's answer to [`Kind::Ask`]: a socket connected to the application that listens, or nothing.
     pub(super) fn answer(&mut self, conn: Id, socket: Option<OwnedFd>, now: u64) {
         if !self.mux.awaits_host(conn) {
             return; // the guest gave up, and the application sees its end of the socket closed
         }
-        let socket = socket.filter(|socket| rustix::io::ioctl_fionbio(socket, true).is_ok());
-        match socket.and_then(|socket| self.insert(socket, Phase::Open(conn), now)) {
+        self.asked.retain(|&asked| asked != conn);
+        let Some(socket) = socket.filter(|socket| rustix::io::ioctl_fionbio(socket, true).is_ok()) else {
+            self.stats.refused_no_listener.add(1);
+            return self.mux.host_refused(conn);
+        };
+        match self.insert(socket, Phase::Open(conn), now) {
             Some(host) => {
                 self.mux.set_host(conn, host);
                 self.mux.host_accepted(conn);
             }
-            None => {
-                self.stats.refused_no_listener.add(1);
-                self.mux.host_refused(conn);
-            }
+            None => self.mux.host_refused(conn),
         }
     }
 

@@ -51,6 +51,8 @@ pub struct Hosts {
     pub(super) visible: Visibility,
     /// Whether the control plane is asked about ports where nobody listens at the VM's own path.
     pub(super) asks: bool,
+    /// Connections about which it was asked and has not answered.
+    pub(super) asked: Vec<Id>,
     /// A descriptor in reserve.
     pub(super) spare: Spare,
 }
@@ -322,7 +324,10 @@ impl Hosts {
                     });
                     self.close(host);
                 }
-                Phase::Parked(_) => self.refuse_unseen(host),
+                Phase::Parked(_) => {
+                    self.visible.give_up();
+                    self.refuse_unseen(host);
+                }
                 Phase::Connecting(conn) => self.try_again(conn, host, now),
                 Phase::Requested(_) | Phase::Open(_) | Phase::Draining => {}
             }

@@ -16,7 +16,7 @@ use crate::events::{Kind, Level, Log};
 use crate::mux::{Config, Mux};
 use crate::packet::spec::{EVENT_QUEUE, RX_QUEUE};
 use crate::slab::Slab;
-use crate::timers::{SECOND, Timers};
+use crate::timers::{MILLISECOND, SECOND, Timers};
 use crate::vhost_user::session::{Effect, Session, Vring};
 use crate::vhost_user::wire::End;
 use crate::virtio::queue::{Queue, RingError};
@@ -31,6 +31,8 @@ use std::sync::atomic::Ordering;
 const ROUNDS: usize = 4;
 /// Looks at the rings for each look at the sockets, which takes a system call.
 const LOOKS: usize = 16;
+/// How long clients wait when there is no descriptor even to turn them away.
+const ACCEPT_PAUSE: u64 = 100 * MILLISECOND;
 /// Messages of the front-end handled before others have their turn.
 const MESSAGES: usize = 64;
 /// How long a guest's driver may leave its receive queue empty. Linux fills it within moments of starting the device.
@@ -86,6 +88,8 @@ pub struct Plane {
     kicks: [Option<Arc<OwnedFd>>; EVENT_QUEUE],
     /// When to find out whether the rings are shared at all.
     diagnose_at: Option<u64>,
+    /// When to accept clients again, after descriptors ran out.
+    accept_again_at: Option<u64>,
     /// Memory of `from_guest`.
     from_guest: FromGuestBatch,
     /// Memory of `to_guest`.
@@ -122,6 +126,7 @@ impl Plane {
             connect_timeout: settings.connect_timeout,
             visible: Visibility::default(),
             asks: false,
+            asked: Vec::new(),
             max_streams: settings.max_connections,
             running: false,
             spare,
@@ -135,6 +140,7 @@ impl Plane {
             session: None,
             kicks: [None, None],
             diagnose_at: None,
+            accept_again_at: None,
             from_guest: FromGuestBatch::default(),
             to_guest: ToGuestBatch::default(),
             starved: false,
@@ -159,8 +165,18 @@ impl Plane {
             }
             self.hosts.expire(self.now);
             self.diagnose();
+            self.accept_again()?;
             busy = self.move_packets() || self.look_again(&mut ready)? || self.ask_for_kicks();
         }
+    }
+
+    /// Looks after clients again once the pause is over.
+    fn accept_again(&mut self) -> io::Result<()> {
+        if self.accept_again_at.is_some_and(|at| at <= self.now) {
+            self.accept_again_at = None;
+            self.poller.add_level(&self.listener, Token::Listener)?;
+        }
+        Ok(())
     }
 
     /// Acts on what woke the thread; whether it shall go on.
@@ -204,7 +220,7 @@ impl Plane {
 
     /// How long there is nothing to do.
     fn until_next_deadline(&self) -> Option<u64> {
-        let next = [self.hosts.next_deadline(), self.diagnose_at].into_iter().flatten().min()?;
+        let next = [self.hosts.next_deadline(), self.diagnose_at, self.accept_again_at].into_iter().flatten().min()?;
         Some(next.saturating_sub(clock()))
     }
 
@@ -217,7 +233,12 @@ impl Plane {
                     self.obey(command);
                 }
             }
-            Token::Listener => self.hosts.accept(&self.listener, self.now),
+            Token::Listener => {
+                if !self.hosts.accept(&self.listener, self.now) {
+                    self.poller.remove(&self.listener);
+                    self.accept_again_at = Some(self.now.saturating_add(ACCEPT_PAUSE));
+                }
+            }
             Token::FrontEnd => self.read_messages(),
             // Packets are looked for after every sleep.
             Token::Kick(_) => self.hosts.stats.kicks.add(1),
@@ -383,6 +404,9 @@ impl Plane {
         self.starved = filled.starved;
         publish(rx_ring, &self.hosts);
         publish(tx_ring, &self.hosts);
+        if session.memory.is_broken() {
+            return Err(Failure::Memory);
+        }
         Ok(progress)
     }
 
@@ -426,7 +450,7 @@ fn describe(failure: &Failure) -> String {
     match failure {
         Failure::Ring(RingError::AvailableIndex) => "the guest's driver moved an available index too far".into(),
         Failure::Ring(RingError::Head) => "the guest's driver made a descriptor available that does not exist".into(),
-        Failure::Memory => "guest memory that was shared cannot be accessed any more".into(),
+        Failure::Memory => "guest memory that was shared cannot be accessed any more: its file shrank".into(),
     }
 }
 

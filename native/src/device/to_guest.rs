@@ -16,6 +16,8 @@ use crate::virtio::queue::Queue;
 
 /// The most bytes of one connection in one turn.
 const QUANTUM: usize = 64 * 1024;
+/// Buffers of no use given back before others have their turn: a guest can supply them as fast as they go back.
+const USELESS: usize = 256;
 /// Turns before the results are published and others have theirs.
 const TURNS: usize = 64;
 
@@ -39,6 +41,8 @@ pub struct ToGuestBatch {
     buffers: Vec<Buffer>,
     /// Where payload goes.
     payload: Vec<Segment>,
+    /// Buffers of no use that were given back in this go.
+    useless: usize,
 }
 
 /// What came of it.
@@ -62,6 +66,7 @@ impl ToGuestBatch {
         let mut filled = Filled::default();
         // Of interest only when there is none.
         queue.no_kicks();
+        self.useless = 0;
         for _ in 0..TURNS {
             if !hosts.mux.has_to_guest() {
                 break;
@@ -69,7 +74,9 @@ impl ToGuestBatch {
             self.pieces.clear();
             self.buffers.clear();
             if !self.take(queue, memory, hosts)? {
-                filled.starved = true;
+                // With more of no use to come, or without any.
+                filled.progress |= self.useless >= USELESS;
+                filled.starved = self.useless < USELESS;
                 break;
             }
             match hosts.mux.next_to_guest() {
@@ -91,7 +98,7 @@ impl ToGuestBatch {
     /// Takes a buffer that can hold a packet; `false` if there is none. One that cannot goes back empty, where it is
     /// the first: the buffers taken have to lie next to each other in the ring, so that they can be put back.
     fn take(&mut self, queue: &mut Queue, memory: &GuestMemory, hosts: &Hosts) -> Result<bool, Failure> {
-        loop {
+        while self.useless < USELESS {
             let start = self.pieces.len();
             let Some(chain) = queue.take(memory, &mut self.pieces)? else { return Ok(false) };
             self.pieces.truncate(start + MAX_PIECES / 2);
@@ -109,7 +116,9 @@ impl ToGuestBatch {
             let counter = if chain.sound { &hosts.stats.small_buffers } else { &hosts.stats.bad_chains };
             counter.add(1);
             queue.give_back(chain.head, 0);
+            self.useless += 1;
         }
+        Ok(false)
     }
 
     /// One turn of a connection: as many bytes as its socket has, but not more than `limit` says (bytes, packets).

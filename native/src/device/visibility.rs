@@ -8,6 +8,9 @@ use crate::host::io::netns_cookie;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
+/// Namespaces remembered at the most.
+const MAX_KNOWN: usize = 4096;
+
 /// Whose namespaces may see the VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scope {
@@ -49,12 +52,20 @@ impl Visibility {
     /// The VM belongs elsewhere now.
     pub fn set_scope(&mut self, scope: Scope) {
         self.scope = scope;
-        // Questions that were lost are asked again.
+        self.give_up();
+    }
+
+    /// Nobody answered in time: whoever comes next asks anew.
+    pub fn give_up(&mut self) {
         self.local.retain(|_, local| local.is_some());
     }
 
     /// A namespace was looked up.
     pub fn learn(&mut self, netns: u64, local: bool) {
+        // Namespaces come and go, and nobody tells when one is gone.
+        if self.local.len() >= MAX_KNOWN {
+            self.local.clear();
+        }
         self.local.insert(netns, Some(local));
     }
 

@@ -57,8 +57,9 @@ pub fn receive(socket: &OwnedFd, pieces: &[Segment], room: usize) -> Moved {
         // SAFETY: as in `send`; the memory is shared with the guest, so that the kernel's writing to it breaks no
         // assumption of ours.
         let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
-        // A short read means an empty queue, with one exception: the kernel stops behind descriptors that were passed
-        // along, and says that they were cut off.
+        // A short read means an empty queue, with two exceptions. The kernel stops behind descriptors that were passed
+        // along, and says that they were cut off. It also stops in front of a byte sent with MSG_OOB, of which vsock knows
+        // nothing: an application that sends one waits until it sends something else.
         let whole = message.msg_flags & libc::MSG_CTRUNC == 0;
         match outcome(received) {
             Some(Moved::Bytes(bytes)) if 0 < bytes && bytes < room && whole => return Moved::Last(bytes),

@@ -221,7 +221,11 @@ impl Mux {
         let Some(conn) = self.conns.get_mut(id) else { return FromGuest::Done };
         let host = conn.host;
         conn.to_guest.update(header.buf_alloc, header.fwd_cnt);
-        match reaction(conn.state, op) {
+        let reaction = reaction(conn.state, op);
+        // A window that became smaller may leave the guest with no credit but what it has not been told of.
+        self.tell_credit_if_due(id);
+        let Some(conn) = self.conns.get_mut(id) else { return FromGuest::Done };
+        match reaction {
             Reaction::Ignore => {}
             Reaction::Open => {
                 conn.state = State::Established;
@@ -451,24 +455,21 @@ impl Mux {
                 if conn.may_send() && bytes > 0 && packets > 0 {
                     return Some(ToGuest::Data { conn: id, host: conn.host, bytes, packets });
                 }
+                // What was left to payload that does not come now has to be said by itself.
+                if conn.wants.contains(Op::CreditUpdate) {
+                    self.want(id, Op::CreditUpdate);
+                }
             }
         }
         None
     }
 
-    /// How many connections have data to send besides the one that was just handed out.
-    pub fn others_with_data(&self) -> usize {
-        self.data_queue.len()
-    }
-
     /// The next control packet of a connection; `None` when it has no more.
     fn next_control(&mut self, id: Id) -> Option<Header> {
         let conn = self.conns.get_mut(id)?;
-        if conn.wants.is_only(Op::CreditUpdate) && conn.in_data_queue {
-            // The payload that follows tells the same.
-            conn.wants = Wants::default();
-        }
-        let Some(op) = conn.wants.pop() else {
+        // The payload that follows tells the credit, too; it takes the wish back.
+        let waits = conn.wants.is_only(Op::CreditUpdate) && conn.in_data_queue;
+        let Some(op) = (if waits { None } else { conn.wants.pop() }) else {
             conn.in_control_queue = false;
             return None;
         };
@@ -601,7 +602,7 @@ impl Mux {
             conn.wants.insert(op);
             if !conn.in_control_queue {
                 conn.in_control_queue = true;
-                self.control_queue.push_back(id);
+                push_bounded(&mut self.control_queue, id, &self.conns);
             }
         }
     }
@@ -621,7 +622,7 @@ impl Mux {
             self.timers.change(id, &mut conn.deadline, None);
             if !conn.in_data_queue {
                 conn.in_data_queue = true;
-                self.data_queue.push_back(id);
+                push_bounded(&mut self.data_queue, id, &self.conns);
             }
         } else if conn.deadline.is_none() {
             // Linux tells its credit unasked when bytes run short, but not when only the count of packets is
@@ -632,6 +633,15 @@ impl Mux {
             self.timers.change(id, &mut conn.deadline, Some(now + wait));
         }
     }
+}
+
+/// Queues a connection. Those that are gone stay in a queue until their turn comes, which takes buffers of the guest: without
+/// any, connections that come and go would fill it without end.
+fn push_bounded(queue: &mut VecDeque<Id>, id: Id, conns: &Slab<Connection>) {
+    if queue.len() > 2 * conns.len() + MAX_REPLIES {
+        queue.retain(|&each| conns.get(each).is_some());
+    }
+    queue.push_back(id);
 }
 
 /// A header from the host's end of `conn`; the guest learns our credit by it.

@@ -252,7 +252,7 @@ impl Session {
                 let (desc, used, avail) = (fields.u64()?, fields.u64()?, fields.u64()?);
                 self.vrings[index].addresses = Some((desc, avail, used));
                 if self.vrings[index].queue.is_some() {
-                    self.vrings[index].base = self.stop(index);
+                    self.vrings[index].base = self.pause(index);
                 }
                 self.start_if_ready(index)?;
                 Ok(Effect::Rings)
@@ -280,7 +280,14 @@ impl Session {
                         self.vrings[index].kick = fd.map(Arc::new);
                         self.start_if_ready(index)?;
                     }
-                    FrontendReq::SET_VRING_CALL => self.vrings[index].call = fd,
+                    FrontendReq::SET_VRING_CALL => {
+                        // An interrupt that went into the old descriptor after the front-end looked at it last would be
+                        // lost, and with event indices no other would follow. One too many does no harm.
+                        if let Some(call) = &fd {
+                            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
+                        }
+                        self.vrings[index].call = fd;
+                    }
                     // An error ends the session, which tells more than an event.
                     _ => {}
                 }

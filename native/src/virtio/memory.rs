@@ -6,9 +6,14 @@
 // UNSAFETY: guest memory is shared with another process; it can only be reached through raw pointers.
 #![allow(unsafe_code)]
 
+use super::sigbus::{Watched, times_broken};
 use std::fs::File;
 use std::sync::atomic::{AtomicU16, Ordering};
 use vm_memory::{FileOffset, MmapRegion};
+
+/// The most memory of one guest, in bytes. Files without content cost a front-end nothing, but the address space that they
+/// are mapped into is everybody's.
+const MAX_MEMORY: u64 = 4 << 40;
 
 /// A piece of mapped guest memory, in the form in which the kernel takes it.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +37,11 @@ impl Segment {
     /// Its length in bytes.
     pub fn len(&self) -> usize {
         self.0.iov_len
+    }
+
+    /// Whether it starts at a multiple of `n`.
+    pub fn is_aligned_to(&self, n: usize) -> bool {
+        self.ptr() as usize % n == 0
     }
 
     /// Whether it holds nothing, as a descriptor of length 0 does.
@@ -125,6 +135,8 @@ struct Region {
     user: u64,
     /// Its length in bytes.
     len: u64,
+    /// Tells if the file behind the mapping shrinks. Before the mapping, so that it ends first.
+    watched: Watched,
     /// The mapping, which ends with the region.
     map: MmapRegion,
 }
@@ -136,6 +148,8 @@ pub struct GuestMemory {
     regions: Vec<Region>,
     /// The region found last: mostly the next one, too.
     last: std::cell::Cell<usize>,
+    /// How often regions of any guest had broken when it was asked last.
+    times_broken: std::cell::Cell<u32>,
 }
 
 impl GuestMemory {
@@ -153,6 +167,9 @@ impl GuestMemory {
         if let Some(other) = self.regions.iter().find(|r| guest < r.guest + r.len && r.guest < guest_end) {
             return Err(format!("{described}: it overlaps the one at {:#x}", other.guest));
         }
+        if self.regions.iter().map(|region| region.len).sum::<u64>().saturating_add(len) > MAX_MEMORY {
+            return Err(format!("{described}: one guest can have {MAX_MEMORY:#x} bytes at the most"));
+        }
         // Mapping more than there is works, and the first access behind the end kills the process.
         let about = file.metadata().map_err(|error| format!("{described}: its file: {error}"))?;
         let there = about.len();
@@ -162,8 +179,9 @@ impl GuestMemory {
         }
         let map = MmapRegion::from_file(FileOffset::new(file, offset), size)
             .map_err(|error| format!("{described}: cannot be mapped at file offset {offset:#x}: {error}"))?;
+        let watched = Watched::new(map.as_ptr(), size).map_err(|error| format!("{described}: {error}"))?;
         let at = self.regions.partition_point(|r| r.guest < guest);
-        self.regions.insert(at, Region { guest, user, len, map });
+        self.regions.insert(at, Region { guest, user, len, watched, map });
         Ok(())
     }
 
@@ -177,6 +195,13 @@ impl GuestMemory {
     /// Unmaps everything.
     pub fn clear(&mut self) {
         self.regions.clear();
+    }
+
+    /// Whether a file shrank, so that what we saw of the guest's memory since is not the guest's.
+    pub fn is_broken(&self) -> bool {
+        let times = times_broken();
+        // Mostly nothing broke anywhere since it was asked last.
+        self.times_broken.replace(times) != times && self.regions.iter().any(|region| region.watched.is_broken())
     }
 
     /// Number of regions.
@@ -196,9 +221,13 @@ impl GuestMemory {
         region.segment(guest - region.guest, len as u64).filter(|segment| segment.len() == len)
     }
 
-    /// Appends the pieces that `len` bytes at guest address `guest` consist of; `false` if some are not mapped.
-    pub fn resolve(&self, mut guest: u64, mut len: u64, out: &mut Vec<Segment>) -> bool {
+    /// Appends the pieces that `len` bytes at guest address `guest` consist of; `false` if some are not mapped, or if
+    /// `out` would get longer than `most`.
+    pub fn resolve(&self, mut guest: u64, mut len: u64, out: &mut Vec<Segment>, most: usize) -> bool {
         while len > 0 {
+            if out.len() >= most {
+                return false;
+            }
             let Some(region) = self.find(guest) else { return false };
             let Some(segment) = region.segment(guest - region.guest, len) else { return false };
             out.push(segment);
@@ -216,9 +245,10 @@ impl GuestMemory {
         if let Some(region) = self.regions.get(self.last.get()).filter(holds) {
             return Some(region);
         }
-        let at = self.regions.iter().position(|region| holds(&region))?;
+        // They are in order, without overlap.
+        let at = self.regions.partition_point(|region| region.guest <= guest).checked_sub(1)?;
         self.last.set(at);
-        self.regions.get(at)
+        self.regions.get(at).filter(holds)
     }
 }
 

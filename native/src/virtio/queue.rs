@@ -19,6 +19,10 @@ const DESC_INDIRECT: u16 = 4;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 /// The device wants no kick (`VIRTQ_USED_F_NO_NOTIFY`).
 const USED_NO_NOTIFY: u16 = 1;
+/// Pieces of memory that a chain may consist of in a queue that is shorter; else as many as the queue is long (section
+/// 2.7.5.3.1). Linux makes chains of 46 at the most; a guest with tables of tens of thousands of descriptors would keep the
+/// device busy for seconds with each.
+const MAX_PIECES: usize = 1024;
 /// The largest queue (section 2.7).
 pub const MAX_SIZE: u16 = 32768;
 
@@ -43,12 +47,15 @@ impl Layout {
             return None;
         }
         let n = usize::from(size);
-        Some(Self {
+        let layout = Self {
             size,
             desc: memory.at_user_address(desc, n * DESC_LEN)?,
             avail: memory.at_user_address(avail, 6 + n * 2)?,
             used: memory.at_user_address(used, 6 + n * 8)?,
-        })
+        };
+        // The front-end's addresses need not be aligned as ours are: it chooses where its regions start.
+        let aligned = layout.avail.is_aligned_to(2) && layout.used.is_aligned_to(2);
+        aligned.then_some(layout)
     }
 }
 
@@ -151,6 +158,7 @@ impl Queue {
         let mut index = head;
         // A chain that is longer than its table runs in a circle.
         let mut left = entries;
+        let most = segments.len() + MAX_PIECES.max(self.layout.size.into());
         loop {
             if index >= entries || left == 0 {
                 return None;
@@ -169,7 +177,7 @@ impl Queue {
                 (indirect, index, left) = (true, 0, entries);
                 continue;
             }
-            if (flags & DESC_WRITE != 0) != self.to_guest || !memory.resolve(addr, u64::from(len), segments) {
+            if (flags & DESC_WRITE != 0) != self.to_guest || !memory.resolve(addr, u64::from(len), segments, most) {
                 return None;
             }
             if flags & DESC_NEXT == 0 {

@@ -141,3 +141,21 @@ fn region_longer_than_its_file_ends_the_session() {
     assert!(guest.front.add_region(&region).is_err());
     assert!(guest.front.is_thrown_out());
 }
+
+#[test]
+fn file_that_shrinks_costs_its_own_guest_the_device_and_nobody_else() {
+    let (rig, other) = (Rig::new(), Rig::new());
+    let mut guest = rig.boot();
+    let mut neighbour = other.boot();
+    for region in guest.memory.regions() {
+        rustix::fs::ftruncate(&region.file, 0).unwrap();
+    }
+    // Nothing of the guest's memory may be touched here: it is mapped in this process as well.
+    guest.tx.kick();
+    rig.wait_event_with(Kind::Detached, "its file shrank");
+    assert_eq!(rig.stats().front_end_errors, 1);
+    drop(guest);
+    open_from_host(&other, &mut neighbour, 80);
+    let mut next = rig.boot();
+    open_from_host(&rig, &mut next, 80);
+}

@@ -105,6 +105,8 @@ int address_connect(const char *address)
 		return with_unix(rest, strlen(rest), false);
 	if ((rest = after(address, "hybrid:")) != NULL && (port = strrchr(rest, ':')) != NULL)
 		return shake_hands(with_unix(rest, (size_t)(port - rest), false), port + 1);
+	if ((rest = after(address, "fd:")) != NULL)
+		return (int)strtoul(rest, NULL, 10);
 	errno = EINVAL;
 	return -1;
 }

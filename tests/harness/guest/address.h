@@ -6,6 +6,7 @@
  *   unix:PATH            connect
  *   unix-listen:PATH     listen; a file that is there is removed
  *   hybrid:PATH:PORT     connect, say CONNECT PORT, and wait for OK
+ *   fd:NUMBER            a connection that whoever started the program made
  *
  * Before: the commands of probe.c. After: socket(2).
  * Rule:   the program for the host knows no vsock: there it would reach the hypervisor of the machine itself.
