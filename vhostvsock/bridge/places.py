@@ -11,6 +11,7 @@ import os
 import secrets
 
 from vhostvsock.errors import SocketError
+from vhostvsock.registry.runtime import make_directory
 from vhostvsock.sockets import is_alive
 
 _BRIDGES = "bridge"
@@ -30,11 +31,9 @@ def prepare(runtime_dir: str) -> None:
     """Make the directory, and remove what dead daemons left in it. Raises OSError."""
     directory = bridge_directory(runtime_dir)
     try:
-        os.mkdir(directory, 0o755)
+        make_directory(directory, 0o755)
     except FileExistsError:
         pass
-    else:
-        os.chmod(directory, 0o755)  # whatever the umask is
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
         if name.endswith((".sock", ".peer")) and not _may_live(path):

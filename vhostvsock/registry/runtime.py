@@ -47,14 +47,9 @@ def prepare(path: str) -> None:
     """Make the directory and the one for locks, where they are missing, and refuse one that cannot be trusted."""
     try:
         try:
-            os.mkdir(path, 0o700)
+            make_directory(path, 0o755 if path == SYSTEM_DIR else 0o700)
         except FileExistsError:
             pass
-        else:
-            if path == SYSTEM_DIR:
-                os.chmod(
-                    path, 0o755
-                )  # whatever the umask is: everybody's daemons read there which namespaces are local
         _check(path)
         _make(path, _LOCKS, public=False)
         _make(path, NOTES, public=True)
@@ -62,6 +57,15 @@ def prepare(path: str) -> None:
         raise RegistryError(
             f"cannot use the runtime directory {path}: {error.strerror}", hint=hint_for(error.errno)
         ) from error
+
+
+def make_directory(path: str, mode: int) -> None:
+    """mkdir with this very mode, whatever the umask is, and from the beginning: others may be about to use it."""
+    old = os.umask(0o777 & ~mode)
+    try:
+        os.mkdir(path, mode)
+    finally:
+        os.umask(old)
 
 
 def hint_for(number: int | None) -> str:
