@@ -77,11 +77,14 @@ class Port:
 
 
 def parse_number(text: str, what: str) -> int:
-    """A number as people write it: decimal, or hexadecimal with 0x. `what` names it in the error."""
+    """A number of 32 bits as people write it: decimal, or hexadecimal with 0x. `what` names it in the error."""
     # int() alone would also take "1_000", " 5 " and digits of other scripts.
     if not text.isascii() or text != text.strip() or "_" in text:
         raise ValueError(f"{what} {text!r} is not a number")
     try:
-        return int(text, 16 if text.lower().startswith("0x") else 10)
+        number = int(text, 16 if text.lower().startswith("0x") else 10)
     except ValueError:
         raise ValueError(f"{what} {text!r} is not a number") from None
+    if not 0 <= number <= 0xFFFF_FFFF:
+        raise ValueError(f"{what} {text} does not fit in 32 bits")
+    return number

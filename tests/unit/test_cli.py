@@ -38,3 +38,18 @@ def test_wrong_usage_ends_with_code_2(args: list[str], capfd: pytest.CaptureFixt
 def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     say(table([("A", "B"), ("\x1b[2J", "x")]))
     assert capsys.readouterr().out == "A     B\n\\x1b[2J  x\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["connect", "4294967296", "5"],
+        ["connect", "5", "4294967296"],
+        ["listen", "4294967296"],
+        ["listen", "--", "-1"],
+        ["listen", "--cid", "4294967296", "5"],
+    ],
+)
+def test_numbers_of_more_than_32_bits_are_wrong_usage(args: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(args) == 2
+    assert "does not fit in 32 bits" in capfd.readouterr().err
