@@ -235,6 +235,19 @@ def test_a_vm_and_a_listener_of_another_daemon_are_reached_by_handing_the_descri
         assert (guest.next(), guest.next()) == (f"reply {cid}", "hello")
 
 
+def test_a_vm_of_a_daemon_that_hangs_times_out_and_of_one_that_died_is_not_there(served: World) -> None:
+    first = served.daemon({"a": 42})
+    served.daemon({"b": 43})
+    guest = served.guest("a", None, ECHO)
+    assert guest.next() == "attached 42"
+    assert served.connect(42, ECHO) == "hello"
+    first.popen.send_signal(signal.SIGSTOP)
+    assert served.connect(42, ECHO) == "ETIMEDOUT"
+    first.popen.send_signal(signal.SIGKILL)
+    first.popen.wait(LIMIT)
+    assert served.connect(42, ECHO) == "ENODEV"
+
+
 def test_ports_conflict_within_a_domain_as_in_linux(world_of: World, spaces: dict[str, str]) -> None:
     world_of.daemon({"a": 42})
     code = """
