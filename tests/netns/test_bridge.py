@@ -235,19 +235,6 @@ def test_a_vm_and_a_listener_of_another_daemon_are_reached_by_handing_the_descri
         assert (guest.next(), guest.next()) == (f"reply {cid}", "hello")
 
 
-def test_a_vm_of_a_daemon_that_hangs_times_out_and_of_one_that_died_is_not_there(served: World) -> None:
-    first = served.daemon({"a": 42})
-    served.daemon({"b": 43})
-    guest = served.guest("a", None, ECHO)
-    assert guest.next() == "attached 42"
-    assert served.connect(42, ECHO) == "hello"
-    first.popen.send_signal(signal.SIGSTOP)
-    assert served.connect(42, ECHO) == "ETIMEDOUT"
-    first.popen.send_signal(signal.SIGKILL)
-    first.popen.wait(LIMIT)
-    assert served.connect(42, ECHO) == "ENODEV"
-
-
 def test_ports_conflict_within_a_domain_as_in_linux(world_of: World, spaces: dict[str, str]) -> None:
     world_of.daemon({"a": 42})
     code = """
@@ -265,67 +252,6 @@ print(kept[0].port, listen(0xFFFFFFFF), kept[-1].port > 1023, listen(100))
     listening(world_of.listen(5000, spaces["global0"]), world_of, 5000)
     assert "EADDRINUSE" in world_of.python(code, spaces["global1"]).stdout.split()[0]
     assert world_of.python(code, spaces["local0"]).stdout.startswith("ok ")
-
-
-def test_a_full_backlog_refuses_and_taking_one_makes_room(served: World) -> None:
-    served.daemon({"a": 42})
-    code = """
-import errno, os, vhostvsock
-with vhostvsock.create_server(5000, backlog=1) as server:
-    ends, clients = [], []
-    for _ in range(4):
-        try:
-            clients.append(vhostvsock.connect(1, 5000)); ends.append("waits")
-        except OSError as error:
-            ends.append(errno.errorcode[error.errno])
-    taken, peer = server.accept()
-    taken.sendall(b"y")
-    print(*ends, peer[0], clients[0].recv(1), os.get_blocking(taken.fileno()))
-    for _ in range(10):
-        try:
-            vhostvsock.connect(1, 5000); print("room"); break
-        except ConnectionResetError:
-            pass
-"""
-    done = served.python(code)
-    assert done.stdout == "waits waits ECONNRESET ECONNRESET 1 b'y' True\nroom\n", done.stderr
-
-
-def test_a_full_backlog_at_another_daemon_refuses_as_well(served: World) -> None:
-    served.daemon({"a": 42})
-    code = """
-import errno, glob, socket, vhostvsock
-served = vhostvsock.create_server(5000, backlog=0)
-def ask(path):
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(path); sock.sendall(b"CONNECT 1 5000\\n")
-        kept.append(sock.dup())
-        return sock.recv(100).split()[:2]
-kept = []
-print(ask(PATH)[0], ask(PATH))
-served.accept()
-"""
-    (first,) = served.runtime_dir.glob("bridge/*.sock")
-    served.daemon({"b": 43})
-    (second,) = set(served.runtime_dir.glob("bridge/*.sock")) - {first}
-    for listens, asked in ((first, second), (second, first)):
-        listens.rename(listens.with_name("0.sock"))  # the client takes the first by name
-        done = served.python(code.replace("PATH", repr(str(asked))))
-        listens.with_name("0.sock").rename(listens)
-        assert done.stdout == "b'OK' [b'ERR', b'ECONNRESET']\n", done.stderr
-
-
-def test_what_was_not_taken_ends_with_the_listener(served: World) -> None:
-    served.daemon({"a": 42})
-    code = """
-import vhostvsock
-server = vhostvsock.create_server(5000)
-client = vhostvsock.connect(1, 5000)
-server.close()
-client.settimeout(10)
-print(client.recv(1))
-"""
-    assert served.python(code).stdout == "b''\n"
 
 
 def test_the_asyncio_api_serves_and_connects(served: World) -> None:
