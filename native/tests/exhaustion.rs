@@ -1,5 +1,5 @@
 //! At the limit of file descriptors: newcomers are refused, the others live on. A program of its own, as the limit is the
-//! process's.
+//! process's; its tests run one after another.
 
 #[path = "conformance/rig.rs"]
 mod rig;
@@ -9,10 +9,22 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use vsock_driver::deadline::PATIENCE;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use vsock_driver::deadline::{PATIENCE, wait_until};
 use vsock_driver::header::op;
 use vsock_driver::linux::{Kernel, Rules};
+
+/// How long a device is watched.
+const WATCH: Duration = Duration::from_millis(150);
+
+/// One test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Takes all descriptors that the process may have, but `left`.
 fn exhaust(left: usize) -> Vec<OwnedFd> {
@@ -26,6 +38,7 @@ fn exhaust(left: usize) -> Vec<OwnedFd> {
 
 #[test]
 fn without_descriptors_newcomers_are_refused_and_the_others_live_on() {
+    let _alone = alone();
     let old = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(256), maximum: old.maximum }).unwrap();
     let rig = Rig::new();
@@ -90,4 +103,56 @@ fn without_descriptors_newcomers_are_refused_and_the_others_live_on() {
 /// Accepts connections that wait.
 fn taken_back(listener: &std::os::unix::net::UnixListener, count: usize) -> Vec<UnixStream> {
     (0..count).filter_map(|_| listener.accept().ok()).map(|(stream, _)| stream).collect()
+}
+
+/// The processor time of the device's thread, in nanoseconds. Opened before descriptors run out.
+fn processor_time() -> impl Fn() -> u64 {
+    let mut found = None;
+    wait_until("the device's thread has its name", || {
+        let mut tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|entry| entry.path());
+        found = tasks.find(|path| std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "vs-test\n"));
+        found.is_some()
+    });
+    let file = std::fs::File::open(found.expect("waited for").join("schedstat")).unwrap();
+    move || {
+        let mut bytes = [0; 64];
+        let len = file.read_at(&mut bytes, 0).unwrap();
+        let text = std::str::from_utf8(&bytes[..len]).unwrap();
+        text.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+#[test]
+fn clients_that_cannot_even_be_turned_away_wait_without_a_busy_thread() {
+    let _alone = alone();
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let listener = rig.listen(1000);
+    let mut stream = open_from_guest(&mut guest, &listener, 5000, 1000);
+    let time = processor_time();
+    let client = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    let mut client = UnixStream::from(client);
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let old = getrlimit(Resource::Nofile);
+    // Lower than what is open: closing the descriptor kept back does not help, as when another thread is faster to it.
+    setrlimit(Resource::Nofile, Rlimit { current: Some(3), maximum: old.maximum }).unwrap();
+    connect(&client, &SocketAddrUnix::new(&rig.uds).unwrap()).unwrap();
+    client.write_all(b"CONNECT 80\n").unwrap();
+    // Once the thread has come round it knows of the client.
+    rig.device.ping();
+    rig.wait_stats("the thread comes round", |s| s.pongs == 1);
+    let before = time();
+    std::thread::sleep(WATCH);
+    let used = Duration::from_nanos(time() - before);
+    // Who was there before is not concerned.
+    stream.write_all(b"alive").unwrap();
+    let packet = guest.expect(op::RW);
+    setrlimit(Resource::Nofile, old).unwrap();
+    assert!(used < WATCH / 10, "{used:?} of processor time in {WATCH:?}");
+    assert_eq!(packet.payload, b"alive");
+    // With descriptors, the client is served though nothing else woke the thread.
+    let request = guest.expect(op::REQUEST).header;
+    guest.say(op::RESPONSE, 80, request.src_port);
+    assert_eq!(vsock_driver::host::answer(&mut client).unwrap(), request.src_port);
+    assert_eq!(rig.stats().refused_limit, 0);
 }

@@ -1,8 +1,11 @@
-//! Job: conversations with the mux in simulated time, rule by rule; `ends` has random ones with an oracle.
+//! Job: conversations with the mux in simulated time, rule by rule; `ends` has random ones with an oracle,
+//! `credit` and `queues` those where something was to be left unsaid or to pile up.
 //! Before, after: nothing.
 //! Rules: no clock, no socket: what the device would do is written out.
 
+mod credit;
 mod ends;
+mod queues;
 
 use super::*;
 

@@ -1,9 +1,12 @@
 //! Guests that break their rings: they lose their device, nobody else anything, and the next guest is served.
 
 use crate::rig::{Rig, open_from_guest, open_from_host};
+use std::sync::atomic::{AtomicBool, Ordering};
 use vhostvsock_native::events::Kind;
-use vsock_driver::guest::Guest;
+use vsock_driver::deadline::{Deadline, wait_until};
+use vsock_driver::guest::{Guest, piece};
 use vsock_driver::header::{Header, op};
+use vsock_driver::memory::RegionSpec;
 use vsock_driver::ring::{INDIRECT, NEXT, Piece, Ring, WRITE};
 
 /// A guest breaks its ring beyond repair: it is thrown out, and another one works.
@@ -34,7 +37,7 @@ fn assert_bad_chain(build: impl FnOnce(&mut Guest, u16)) {
     build(&mut guest, u16::from_le_bytes(head));
     guest.tx.publish_and_kick();
     rig.wait_stats("counted", |s| s.bad_chains == 1);
-    assert!(guest.tx.wait(vsock_driver::deadline::Deadline::patient()));
+    assert!(guest.tx.wait(Deadline::patient()));
     assert_eq!(guest.tx.pop().map(|used| used.len), Some(0));
     guest.say(op::CREDIT_REQUEST, 5000, 1000);
     guest.expect(op::CREDIT_UPDATE);
@@ -163,9 +166,9 @@ fn receive_buffer_that_cannot_be_written_is_skipped() {
     Ring::write_desc(&guest.rx.desc, u16::from_le_bytes(head), Piece { addr: 0, len: 4096 }, 0, 0);
     guest.say(op::RW, 1, 2);
     rig.wait_stats("counted", |s| s.bad_chains == 1);
-    assert!(guest.rx.wait(vsock_driver::deadline::Deadline::patient()));
+    assert!(guest.rx.wait(Deadline::patient()));
     assert_eq!(guest.rx.pop().map(|used| used.len), Some(0));
-    assert!(guest.rx.wait(vsock_driver::deadline::Deadline::patient()));
+    assert!(guest.rx.wait(Deadline::patient()));
     assert_eq!(guest.take().map(|packet| packet.header.op), Some(op::RST));
 }
 
@@ -186,4 +189,127 @@ fn guest_that_rewrites_its_used_ring_confuses_only_itself() {
     rig.wait_event(Kind::Detached);
     let mut guest = rig.boot();
     open_from_host(&rig, &mut guest, 80);
+}
+
+/// An indirect table of so many descriptors, each with one byte, but for the first with the header of a packet on ports
+/// without a connection.
+fn packet_in_pieces(guest: &mut Guest, pieces: u16) -> Piece {
+    let header = guest.memory.alloc(44, 1);
+    header.write(0, &guest.header(op::RW, 9, 1000).to_bytes());
+    let table = table(guest, pieces.into());
+    for index in 0..pieces {
+        let place = if index == 0 { piece(&header) } else { Piece { addr: 0, len: 1 } };
+        Ring::write_desc(&table, index, place, if index + 1 == pieces { 0 } else { NEXT }, index + 1);
+    }
+    piece(&table)
+}
+
+#[test]
+fn chain_of_1024_pieces_is_followed_and_one_of_more_returned() {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let table = packet_in_pieces(&mut guest, 1024);
+    Ring::write_desc(&guest.tx.desc, 0, table, INDIRECT, 0);
+    guest.tx.offer(0);
+    guest.tx.publish_and_kick();
+    assert!(guest.rx.wait(Deadline::patient()));
+    assert_eq!(guest.take().map(|packet| (packet.header.op, packet.header.dst_port)), Some((op::RST, 9)));
+    assert_eq!((rig.stats().rst_unknown, rig.stats().bad_chains), (1, 0));
+    for pieces in [1025, 32_768] {
+        assert_bad_chain(|guest, head| {
+            let table = packet_in_pieces(guest, pieces);
+            Ring::write_desc(&guest.tx.desc, head, table, INDIRECT, 0);
+        });
+    }
+}
+
+#[test]
+fn buffer_that_spans_more_regions_than_a_chain_may_have_pieces_is_returned() {
+    const BASE: u64 = 1 << 44;
+    const REGIONS: u16 = 500;
+    assert_bad_chain(|guest, head| {
+        for index in 0..u64::from(REGIONS) {
+            let region = guest.memory.add(RegionSpec::new(BASE + index, 1)).unwrap();
+            guest.front.add_region(&region).unwrap();
+        }
+        // Each of few descriptors goes through all regions.
+        let table = table(guest, 3);
+        for index in 0..3 {
+            let all = Piece { addr: BASE, len: REGIONS.into() };
+            Ring::write_desc(&table, index, all, if index < 2 { NEXT } else { 0 }, index + 1);
+        }
+        Ring::write_desc(&guest.tx.desc, head, piece(&table), INDIRECT, 0);
+    });
+}
+
+/// Sets its flag in the end, also when the test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn receive_buffers_of_no_use_do_not_keep_the_thread() {
+    /// Long enough for the guest to be faster.
+    const PIECES: u16 = 32_768;
+    let rig = Rig::new();
+    let mut guest = rig.boot_with(|setup| setup.rx_buffers = 0);
+    // A chain for writing, but for its last piece.
+    let table = table(&mut guest, PIECES.into());
+    for index in 0..PIECES {
+        let flags = if index + 1 == PIECES { 0 } else { WRITE | NEXT };
+        Ring::write_desc(&table, index, Piece { addr: 0, len: 1 }, flags, index + 1);
+    }
+    Ring::write_desc(&guest.rx.desc, 0, piece(&table), INDIRECT, 0);
+    let size = guest.rx.size;
+    (0..size).for_each(|_| guest.rx.offer(0));
+    guest.rx.used.fill(0xff);
+    guest.rx.used.store(2, 0);
+    guest.rx.publish();
+    // The guest offers the chain again as soon as the device has written it into the used ring.
+    let stop = AtomicBool::new(false);
+    let (avail, used) = (guest.rx.avail.clone(), guest.rx.used.clone());
+    let offer_again = || {
+        let mut again = 0_u16;
+        while !stop.load(Ordering::Relaxed) {
+            let at = 4 + usize::from(again % size) * 8;
+            if used.u32(at) == u32::MAX {
+                std::hint::spin_loop();
+                continue;
+            }
+            used.write(at, &[0xff; 8]);
+            again = again.wrapping_add(1);
+            avail.store(2, again.wrapping_add(size));
+        }
+        again.wrapping_add(size)
+    };
+    let offered = std::thread::scope(|scope| {
+        let guest_side = scope.spawn(offer_again);
+        let stop = Stop(&stop);
+        // An answer needs a buffer.
+        guest.say(op::RW, 1, 2);
+        wait_until("the device goes through its buffers", || {
+            // If it was faster after all, it sleeps.
+            guest.rx.kick();
+            rig.stats().bad_chains >= 2 * u64::from(size)
+        });
+        rig.device.ping();
+        rig.wait_stats("the thread comes round", |s| s.pongs == 1);
+        drop(stop);
+        guest_side.join().unwrap()
+    });
+    // All go back, and the answer goes out with the first buffer of use.
+    guest.rx.kick();
+    rig.wait_stats("all are returned", |s| s.bad_chains % (1 << 16) == u64::from(offered));
+    let buffer = guest.memory.alloc(4096, 1);
+    Ring::write_desc(&guest.rx.desc, 0, piece(&buffer), WRITE, 0);
+    guest.rx.avail.store(2, offered.wrapping_add(1));
+    guest.rx.kick();
+    rig.wait_stats("the answer is sent", |s| s.to_guest_packets == 1);
+    let mut header = [0; 44];
+    buffer.read(0, &mut header);
+    assert_eq!(Header::from_bytes(&header).op, op::RST);
 }

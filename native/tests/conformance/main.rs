@@ -6,6 +6,7 @@
 
 mod chaos;
 mod credit;
+mod events;
 mod fairness;
 mod features;
 mod from_guest;

@@ -1,10 +1,14 @@
 //! Guest memory: regions that come and go, and memory that is not shared.
 
 use crate::rig::{Rig, assert_same, bytes, open_from_guest, open_from_host};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use vhostvsock_native::events::{Kind, Level};
+use vsock_driver::front_end::FrontEnd;
 use vsock_driver::front_end::message::{feature, request};
-use vsock_driver::guest::piece;
+use vsock_driver::guest::{Setup, piece};
 use vsock_driver::header::{Header, op};
 use vsock_driver::memory::RegionSpec;
 
@@ -137,7 +141,7 @@ fn region_longer_than_its_file_ends_the_session() {
     let rig = Rig::new();
     let mut guest = rig.boot();
     let region = guest.memory.add(RegionSpec::new(3 << 32, 1 << 16)).unwrap();
-    rustix::fs::ftruncate(&region.file, 1 << 12).unwrap();
+    ftruncate(&region.file, 1 << 12).unwrap();
     assert!(guest.front.add_region(&region).is_err());
     assert!(guest.front.is_thrown_out());
 }
@@ -148,7 +152,7 @@ fn file_that_shrinks_costs_its_own_guest_the_device_and_nobody_else() {
     let mut guest = rig.boot();
     let mut neighbour = other.boot();
     for region in guest.memory.regions() {
-        rustix::fs::ftruncate(&region.file, 0).unwrap();
+        ftruncate(&region.file, 0).unwrap();
     }
     // Nothing of the guest's memory may be touched here: it is mapped in this process as well.
     guest.tx.kick();
@@ -158,4 +162,73 @@ fn file_that_shrinks_costs_its_own_guest_the_device_and_nobody_else() {
     open_from_host(&other, &mut neighbour, 80);
     let mut next = rig.boot();
     open_from_host(&rig, &mut next, 80);
+}
+
+/// A front-end that may share memory.
+fn negotiated(rig: &Rig) -> FrontEnd {
+    let mut front = rig.plug();
+    let Setup { features, protocol, .. } = Setup::default();
+    front.negotiate(features, protocol).unwrap();
+    front
+}
+
+/// A file of memory without content.
+fn file(len: u64) -> OwnedFd {
+    let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, len).unwrap();
+    file
+}
+
+/// ADD_MEM_REG of the beginning of `file`, which needs no mapping of ours.
+fn add(front: &FrontEnd, guest: u64, user: u64, len: u64, file: &OwnedFd) -> std::io::Result<()> {
+    let mut payload = vec![0; 8];
+    payload.extend([guest, len, user, 0].iter().flat_map(|value| value.to_ne_bytes()));
+    front.set(request::ADD_MEM_REG, &payload, &[file.as_fd()])
+}
+
+#[test]
+fn rings_at_odd_addresses_end_the_session_and_not_the_device() {
+    let rig = Rig::new();
+    let front = negotiated(&rig);
+    // The addresses are even for the front-end, but its region begins at an odd one.
+    add(&front, 0, 0x10_0001, 1 << 20, &file(1 << 20)).unwrap();
+    front.set_features().unwrap();
+    front.set_ring(request::SET_VRING_NUM, 0, 128).unwrap();
+    front.set_ring(request::SET_VRING_BASE, 0, 0).unwrap();
+    front.set_ring_addresses(0, 0x10_1000, 0x10_3000, 0x10_5000).unwrap();
+    let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    front.set_ring_fd(request::SET_VRING_KICK, 0, Some(kick.as_fd())).unwrap();
+    assert!(front.enable_ring(0, true).is_err());
+    assert!(front.is_thrown_out());
+    let event = rig.wait_event(Kind::Detached);
+    assert!(event.text.contains("queue 0"), "{event:?}");
+    assert_eq!(rig.stats().front_end_errors, 1);
+    open_from_host(&rig, &mut rig.boot(), 80);
+}
+
+#[test]
+fn more_than_four_tib_of_one_guest_are_refused_with_a_reason() {
+    const MOST: u64 = 4 << 40;
+    let rig = Rig::new();
+    let other = rig.another(2);
+    let mut neighbour = other.boot();
+    let file = file(MOST + 4096);
+    // As a whole and in parts; what is just allowed is mapped.
+    for parts in [&[MOST + 4096][..], &[MOST, 4096], &[MOST / 2, MOST / 4, MOST / 2]] {
+        let front = negotiated(&rig);
+        let mut at = 0;
+        let (last, allowed) = parts.split_last().unwrap();
+        for len in allowed {
+            add(&front, at, at, *len, &file).unwrap();
+            at += len;
+        }
+        assert!(add(&front, at, at, *last, &file).is_err(), "{parts:x?}");
+        assert!(front.is_thrown_out());
+        let event = rig.wait_event(Kind::Detached);
+        assert!(event.text.contains("one guest can have 0x40000000000 bytes at the most"), "{event:?}");
+    }
+    assert_eq!((rig.stats().front_end_errors, other.stats().front_end_errors), (3, 0));
+    // The limit is each guest's own, and holds nobody up who stays below it.
+    open_from_host(&rig, &mut rig.boot(), 80);
+    open_from_host(&other, &mut neighbour, 80);
 }

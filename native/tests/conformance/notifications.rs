@@ -1,9 +1,11 @@
 //! Interrupts and kicks: few, and none lost.
 
 use crate::rig::{Rig, assert_same, bytes, open_from_guest, open_from_host};
+use rustix::event::{EventfdFlags, eventfd};
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use vsock_driver::deadline::{Deadline, wait_until};
-use vsock_driver::front_end::message::feature;
+use vsock_driver::front_end::message::{feature, request};
 use vsock_driver::guest::Guest;
 use vsock_driver::header::{Header, op};
 use vsock_driver::ring::Mode;
@@ -222,8 +224,6 @@ fn answers_that_find_no_receive_buffer_stop_the_guests_packets_but_lose_none() {
 
 #[test]
 fn interrupts_that_nobody_takes_do_not_hold_the_device_up() {
-    use std::os::fd::AsFd;
-    use vsock_driver::front_end::message::request;
     let rig = Rig::new();
     let mut guest = rig.boot_with(|setup| setup.features &= !feature::EVENT_IDX);
     // A socket in place of an eventfd, as full as can be, that would block.
@@ -238,4 +238,61 @@ fn interrupts_that_nobody_takes_do_not_hold_the_device_up() {
     let request = guest.take().unwrap().header;
     guest.say(op::RESPONSE, 80, request.src_port);
     vsock_driver::host::answer(&mut stream).unwrap();
+}
+
+#[test]
+fn call_descriptor_that_is_set_begins_with_one_notification() {
+    let rig = Rig::new();
+    let guest = rig.boot();
+    let call = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
+    for index in [0, 1, 0] {
+        guest.front.set_ring_fd(request::SET_VRING_CALL, index, Some(call.as_fd())).unwrap();
+        let mut count = [0; 8];
+        rustix::io::read(&call, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), 1, "queue {index}");
+    }
+    guest.front.set_ring_fd(request::SET_VRING_CALL, 0, None).unwrap();
+    assert!(rustix::io::read(&call, &mut [0; 8]).is_err(), "nothing goes into a descriptor that was taken away");
+    // None of them was caused by a buffer.
+    assert_eq!(rig.stats().interrupts, 0);
+}
+
+#[test]
+fn interrupt_that_went_into_the_old_call_descriptor_is_made_up_for_in_the_new_one() {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let (mut stream, _) = open_from_host(&rig, &mut guest, 80);
+    // The guest masks its interrupts: QEMU has them go into a descriptor that only it looks at.
+    let masked = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
+    guest.front.set_ring_fd(request::SET_VRING_CALL, 0, Some(masked.as_fd())).unwrap();
+    let _ = rustix::io::read(&masked, &mut [0; 8]);
+    guest.rx.take_interrupts();
+    assert!(!guest.rx.arm());
+    // QEMU looks there, finds nothing, and goes back to the guest's descriptor; a buffer is used in between.
+    stream.write_all(b"x").unwrap();
+    wait_until("an interrupt goes into the old descriptor", || rustix::io::read(&masked, &mut [0; 8]).is_ok());
+    guest.front.set_ring_fd(request::SET_VRING_CALL, 0, Some(guest.rx.call.as_fd())).unwrap();
+    // With event indices no other would follow, as the guest has not seen the first buffer.
+    assert_eq!(guest.rx.take_interrupts(), 1);
+    assert_eq!(guest.take().map(|packet| packet.payload), Some(b"x".to_vec()));
+}
+
+#[test]
+fn connections_that_come_and_go_while_there_is_no_receive_buffer_are_not_told_of_afterwards() {
+    const MANY: u64 = 2000;
+    let rig = Rig::new();
+    let listener = rig.listen(1000);
+    let mut guest = rig.boot_with(|setup| setup.rx_buffers = 1);
+    // The only buffer is used, and not posted again.
+    guest.say(op::RW, 9, 1000);
+    wait_until("the buffer is used", || guest.rx.has_used());
+    for _ in 0..MANY {
+        guest.say(op::REQUEST, 5000, 1000);
+        vsock_driver::host::accept(&listener);
+        guest.say(op::RST, 5000, 1000);
+    }
+    rig.wait_stats("all are gone", |s| (s.established, s.connections) == (MANY, 0));
+    assert_eq!(guest.expect(op::RST).header.dst_port, 9);
+    open_from_guest(&mut guest, &listener, 5000, 1000);
+    assert_eq!((rig.stats().to_guest_packets, rig.stats().connections), (2, 1));
 }

@@ -62,6 +62,18 @@ impl Rig {
 
     /// A device with changed settings.
     pub fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let events = Arc::new(Events::new().expect("eventfd"));
+        events.set_level(10);
+        Self::start(1, events, change)
+    }
+
+    /// The device of another VM, whose news come by the same way.
+    pub fn another(&self, number: u64) -> Self {
+        Self::start(number, Arc::clone(&self.events), |_| {})
+    }
+
+    /// A device with this number.
+    fn start(number: u64, events: Arc<Events>, change: impl FnOnce(&mut Settings)) -> Self {
         let directory = Directory::new();
         let uds = directory.0.join("v.sock");
         let listener = UnixListener::bind(&uds).expect("bind");
@@ -69,19 +81,22 @@ impl Rig {
         let path = uds.as_os_str().as_encoded_bytes();
         let mut settings = Settings::new("test", GuestCid::new(CID).expect("a valid CID"), path);
         change(&mut settings);
-        let events = Arc::new(Events::new().expect("eventfd"));
-        events.set_level(10);
-        let device = Device::start(1, settings, listener.into(), Arc::clone(&events)).expect("a device");
+        let device = Device::start(number, settings, listener.into(), Arc::clone(&events)).expect("a device");
         Self { device, events, uds, directory }
     }
 
     /// A connected front-end that has said nothing. Waits until the one before is gone.
     pub fn plug(&self) -> FrontEnd {
+        self.plug_as(Admission::default())
+    }
+
+    /// The same on other terms.
+    pub fn plug_as(&self, admission: Admission) -> FrontEnd {
         let deadline = Deadline::patient();
         loop {
             let (ours, theirs) = UnixStream::pair().expect("socketpair");
             theirs.set_nonblocking(true).expect("fcntl");
-            match self.device.attach(OwnedFd::from(theirs), Admission::default()) {
+            match self.device.attach(OwnedFd::from(theirs), admission) {
                 Ok(()) => return FrontEnd::from_stream(ours).expect("timeouts"),
                 Err(error) => assert!(!deadline.is_over(), "attach: {error:?}"),
             }
