@@ -28,6 +28,8 @@ DEFAULT_MODE = 0o600
 DEFAULT_HANDSHAKE_TIMEOUT = 5.0
 # Looking for longer than a timer tick spares nobody anything.
 MAX_POLL_US = 1000
+# About what a wake-up costs. Measured: see docs/performance.md.
+DEFAULT_POLL_US = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class VmConfig:
     uds_path: str
     socket_access: Access = Access()
     uds_access: Access = Access()
-    poll_us: int = 0  # how long to look for more at the most before sleeping, in microseconds
+    poll_us: int = DEFAULT_POLL_US  # how long to look for more at the most before sleeping, in microseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,7 @@ def _vm_from_table(table: Mapping[str, Any], *, where: Callable[[str], str] | No
         uds_path=_path(table["uds_path"], base, SUN_PATH_BYTES - LONGEST_PORT_SUFFIX, label("uds_path")),
         socket_access=socket_access,
         uds_access=_access(table, "uds", socket_access, label),
-        poll_us=_poll(table.get("poll_us", 0), label("poll_us")),
+        poll_us=_poll(table.get("poll_us", DEFAULT_POLL_US), label("poll_us")),
     )
 
 

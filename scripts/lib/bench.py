@@ -175,7 +175,7 @@ def listens(path: Path) -> bool:
 class Bench:
     """The benchmark's program and the contenders."""
 
-    def __init__(self, seconds: float, with_peer: bool, pinned: bool, poll_us: int) -> None:
+    def __init__(self, seconds: float, with_peer: bool, pinned: bool, poll_us: int | None) -> None:
         self.seconds = seconds
         self.pinned = pinned
         target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "native" / "target"))
@@ -185,7 +185,7 @@ class Bench:
                 f"bench: error: {self.program} is not there\nbench: hint: start scripts/bench, which builds it"
             )
         self.contenders: dict[str, Callable[[Row], dict[str, Any]]] = {"ours": self.by_daemon([self.ours(), "run"])}
-        if poll_us:
+        if poll_us is not None:
             self.contenders["polling"] = self.by_daemon([self.ours(), "run", "--poll-us", str(poll_us)])
         self.peer_version = ""
         if with_peer:
@@ -329,7 +329,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every single value there")
     parser.add_argument("--no-peer", action="store_true", help="leave vhost-device-vsock out")
     parser.add_argument(
-        "--poll-us", type=int, default=0, metavar="N", help="also measure vhostvsock run --poll-us N (default: not)"
+        "--poll-us", type=int, metavar="N", help="also measure vhostvsock run --poll-us N (default: not)"
     )
     parser.add_argument("--pin", action="store_true", help="fixed processors for all (needs two)")
     parser.add_argument("--list", action="store_true", help="name the rows, and measure nothing")

@@ -59,6 +59,22 @@ def readme_commands() -> list[str]:
     return found
 
 
+def test_the_example_of_the_readme_is_the_one_that_a_test_runs() -> None:
+    def example(path: str) -> str:
+        return (ROOT / path).read_text().partition("```console\n")[2].partition("```")[0]
+
+    assert example("README.md") == example("docs/namespaces.md") != ""
+
+
+@pytest.mark.parametrize(
+    "path", ["README.md", "ARCHITECTURE.md", *(f"docs/{p.name}" for p in (ROOT / "docs").iterdir())]
+)
+def test_links_of_the_documents_lead_somewhere(path: str) -> None:
+    text = (ROOT / path).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not ((ROOT / path).parent / link).exists()] == []
+
+
 @pytest.mark.parametrize("command", readme_commands() or ["vhostvsock run --help"])
 def test_commands_of_the_readme_exist(command: str) -> None:
     words = shlex.split(re.split(r"[|<>&;]", command, maxsplit=1)[0], comments=True)

@@ -55,7 +55,7 @@ examples:
   socket_owner = "root:kvm"           # optional: "user", "user:group" or ":group"
   uds_mode = "0666"                   # optional; default: socket_mode
   uds_owner = ":users"                # optional; default: socket_owner
-  poll_us = 50                        # optional; see --poll-us; default 0
+  poll_us = 50                        # optional; see --poll-us
 
   Relative paths in the file start at the file's own directory.
 
@@ -109,7 +109,7 @@ def add(commands: Subparsers) -> None:
         metavar="MICROSECONDS",
         type=int,
         help="after work, look for more for so long at the most before sleeping: less waiting for more processor time, "
-        "and none while the VM is idle; 0 to 1000 (default: 0)",
+        "and none while the VM is idle; 0 to 1000, 0 for never (default: 50)",
     )
     command.add_argument(
         "--handshake-timeout",
