@@ -54,7 +54,7 @@ def readme_commands() -> list[str]:
     for block in re.findall(r"```(?:sh|console|bash)?\n(.*?)```", readme.read_text(), re.DOTALL):
         for line in block.replace("\\\n", " ").split("\n"):
             command = line.strip().removeprefix("$ ")
-            if re.match(r"(vhostvsock|scripts/|\.ci/)", command):
+            if re.match(r"(vhostvsock |scripts/|\.ci/)", command):
                 found.append(command)
     return found
 
