@@ -165,8 +165,7 @@ class ServedVm:
             hint = f" ({error.hint})" if error.hint else ""
             self._say(logging.ERROR, f"front-end of pid {pid} refused: {error}{hint}")
             return
-        local = claim.domain.owner is not None
-        terms = Admission(claim.cid, Scope.LOCAL if local else Scope.GLOBAL, netns.cookie, asks=True)
+        terms = Admission(claim.cid, Scope.LOCAL if claim.mode is Mode.LOCAL else Scope.GLOBAL, netns.cookie, asks=True)
         try:
             self._device.attach(sock, terms)
         except NativeError:
@@ -227,19 +226,9 @@ class ServedVm:
         claim = self.claim
         if claim is None:
             return None
-        own = Mode.GLOBAL if claim.domain.owner is None else Mode.LOCAL
-        if not may_reach(viewer, mode, claim.netns, own):
+        if not may_reach(viewer, mode, claim.netns, claim.mode):
             return None
-        connections = 0 if self._device is None else self._device.stats()["connections"]
-        return {
-            "name": claim.name,
-            "cid": claim.cid.value,
-            "netns": claim.netns.cookie,
-            "mode": own.value,
-            "state": "running" if claim.running else "attached",
-            "connections": connections,
-            "pid": claim.daemon.pid,
-        }
+        return claim.row(0 if self._device is None else self._device.stats()["connections"])
 
     async def revive(self, engine: Engine) -> None:
         """Make the device again whenever it failed."""

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use vhostvsock_native::timers::{MICROSECOND, MILLISECOND};
 use vsock_driver::deadline::{Deadline, wait_until};
+use vsock_driver::guest::Guest;
 use vsock_driver::header::{Header, SHUTDOWN_RCV, SHUTDOWN_SEND, op};
 
 /// How long a device is watched, in milliseconds.
@@ -71,6 +72,11 @@ fn descriptors() -> usize {
 #[track_caller]
 fn wait_descriptors(before: usize) {
     wait_until("all descriptors are closed", || descriptors() <= before);
+}
+
+/// Four connections to a port of the guest: the hosts' sockets, and their ports.
+fn four(rig: &Rig, guest: &mut Guest) -> Vec<(UnixStream, u32)> {
+    (0..4).map(|_| open_from_host(rig, guest, 80)).collect()
 }
 
 /// Writes until the socket is full.
@@ -188,7 +194,7 @@ fn guest_application_that_does_not_read_costs_nothing() {
     let _alone = alone();
     let rig = Rig::new();
     let mut guest = rig.boot();
-    let mut pairs: Vec<_> = (0..4).map(|_| open_from_host(&rig, &mut guest, 80)).collect();
+    let mut pairs = four(&rig, &mut guest);
     for (stream, _) in &mut pairs {
         fill(stream);
         while guest.take().is_some() {}
@@ -205,7 +211,7 @@ fn guest_without_receive_buffers_costs_nothing() {
     let _alone = alone();
     let rig = Rig::new();
     let mut guest = rig.boot();
-    let mut pairs: Vec<_> = (0..4).map(|_| open_from_host(&rig, &mut guest, 80)).collect();
+    let mut pairs = four(&rig, &mut guest);
     for (stream, _) in &mut pairs {
         fill(stream);
     }

@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from vhostvsock.bridge.accepting import accept_each
 from vhostvsock.bridge.lines import readable, recv_with, send_with
 from vhostvsock.bridge.protocol import ANSWER_LIMIT, error_line, parse_answer
 from vhostvsock.errors import VhostvsockError
@@ -64,22 +65,7 @@ async def hand_over(path: str, words: list[str], connection: socket.socket) -> N
 
 async def serve(listening: ListeningSocket, handler: Handler) -> None:
     """Take what other daemons hand over, for ever."""
-    loop = asyncio.get_running_loop()
-    tasks: set[asyncio.Task[None]] = set()
-    try:
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listening.sock)
-            except OSError as error:
-                _log.error("cannot accept another daemon: %s", error.strerror)
-                await asyncio.sleep(0.2)
-                continue
-            task = asyncio.create_task(_one(sock, handler))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-    finally:
-        for task in tasks:
-            task.cancel()
+    await accept_each(listening, lambda sock: _one(sock, handler), "another daemon")
 
 
 async def _one(sock: socket.socket, handler: Handler) -> None:

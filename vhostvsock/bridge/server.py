@@ -19,6 +19,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterable
 
 from vhostvsock.bridge import peers
+from vhostvsock.bridge.accepting import accept_each
 from vhostvsock.bridge.lines import read_line, send_with
 from vhostvsock.bridge.listeners import BridgeListener
 from vhostvsock.bridge.places import peer_path
@@ -47,7 +48,6 @@ from vhostvsock.vm import ServedVm
 
 REQUEST_SECONDS = 5.0
 LIST_SECONDS = 5.0
-_ACCEPT_PAUSE_SECONDS = 0.2
 
 _log = logging.getLogger("vhostvsock.bridge")
 
@@ -67,28 +67,12 @@ class Bridge:
         self._parent_cid = parent_cid
         self._connect_parent = connect_parent
         self._listeners: dict[str, BridgeListener] = {}
-        self._clients: set[asyncio.Task[None]] = set()
 
     # Host applications ----------------------------------------------------------------------------------------------
 
     async def serve(self, listening: ListeningSocket) -> None:
         """Accept applications for ever."""
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                try:
-                    sock, _ = await loop.sock_accept(listening.sock)
-                except OSError as error:
-                    _log.error("cannot accept a client: %s", error.strerror)
-                    await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
-                    continue
-                task = asyncio.create_task(self._client(sock))
-                self._clients.add(task)
-                task.add_done_callback(self._clients.discard)
-        finally:
-            for task in self._clients:
-                task.cancel()
-            await asyncio.gather(*self._clients, return_exceptions=True)
+        await accept_each(listening, self._client, "a client")
 
     async def _client(self, sock: socket.socket) -> None:
         with sock:

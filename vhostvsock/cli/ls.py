@@ -46,18 +46,7 @@ def _from_registry() -> list[dict[str, Any]]:
     from vhostvsock.registry.store import Registry
 
     with Registry() as registry:
-        return [
-            {
-                "name": claim.name,
-                "cid": claim.cid.value,
-                "netns": claim.netns.cookie,
-                "mode": "global" if claim.domain.owner is None else "local",
-                "state": "running" if claim.running else "attached",
-                "connections": "-",
-                "pid": claim.daemon.pid,
-            }
-            for claim in registry.vms()
-        ]
+        return [claim.row("-") for claim in registry.vms()]
 
 
 def _namespace_names() -> dict[int, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vhostvsock.ids import CID_ANY, Cid
-from vhostvsock.registry.rules import GLOBAL_DOMAIN, Domain, NetnsId
+from vhostvsock.registry.rules import GLOBAL_DOMAIN, Domain, Mode, NetnsId
 
 _WRAP = 1 << 64
 # No namespace has the cookie 0, so it stands for the domain of all global ones.
@@ -38,6 +38,23 @@ class Claim:
     domain: Domain
     running: bool
     daemon: Daemon
+
+    @property
+    def mode(self) -> Mode:
+        """The mode of its namespace."""
+        return Mode.GLOBAL if self.domain.owner is None else Mode.LOCAL
+
+    def row(self, connections: int | str) -> dict[str, Any]:
+        """What `vhostvsock ls` shows of it."""
+        return {
+            "name": self.name,
+            "cid": self.cid.value,
+            "netns": self.netns.cookie,
+            "mode": self.mode.value,
+            "state": "running" if self.running else "attached",
+            "connections": connections,
+            "pid": self.daemon.pid,
+        }
 
     def __str__(self) -> str:
         return f"VM {self.name!r} (pid {self.daemon.pid}, {self.netns})"
