@@ -16,6 +16,9 @@ use crate::virtio::queue::Queue;
 
 /// Chains taken before the results are published and others have their turn.
 const BATCH: usize = 256;
+/// Bytes of payload that end a batch: about what a socket takes in one call (`net.core.wmem_default`). The guest then learns
+/// of its credit while it still has some.
+const BATCH_BYTES: usize = 128 * 1024;
 
 /// What is gathered between the first packet taken and the publication; kept for its memory.
 #[derive(Debug, Default)]
@@ -30,6 +33,8 @@ pub struct FromGuestBatch {
     bytes: usize,
     /// The connection and its socket.
     target: Option<(Id, Id)>,
+    /// Payload of the whole batch.
+    total: usize,
 }
 
 impl FromGuestBatch {
@@ -42,7 +47,8 @@ impl FromGuestBatch {
         now: u64,
     ) -> Result<bool, Failure> {
         queue.no_kicks();
-        while self.heads.len() < BATCH && !hosts.mux.replies_full() {
+        self.total = 0;
+        while self.heads.len() < BATCH && self.total < BATCH_BYTES && !hosts.mux.replies_full() {
             self.chain.clear();
             let Some(chain) = queue.take(memory, &mut self.chain)? else { break };
             self.heads.push(chain.head);
@@ -79,6 +85,7 @@ impl FromGuestBatch {
                 }
                 self.pieces.extend_from_slice(&self.chain[rest..]);
                 self.bytes += header.len as usize;
+                self.total += header.len as usize;
             }
             other => {
                 // What came before belongs to the time before.

@@ -28,7 +28,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Rounds of moving packets before sockets and messages are looked at again.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 16;
+/// Sent packets that the guest gets back without delay. Fewer tell it nothing that it waits for, and mostly something to
+/// receive follows within moments: one interrupt does for both. They wait no longer than the device is awake.
+const HELD_BACK: u16 = 4;
 /// Looks at the rings for each look at the sockets, which takes a system call.
 const LOOKS: usize = 16;
 /// How long clients wait when there is no descriptor even to turn them away.
@@ -166,7 +169,11 @@ impl Plane {
             self.hosts.expire(self.now);
             self.diagnose();
             self.accept_again()?;
-            busy = self.move_packets() || self.look_again(&mut ready)? || self.ask_for_kicks();
+            busy = self.move_packets() || self.look_again(&mut ready)?;
+            if !busy {
+                self.publish();
+                busy = self.ask_for_kicks();
+            }
         }
     }
 
@@ -228,6 +235,7 @@ impl Plane {
     fn on_ready(&mut self, ready: Ready) {
         match ready.token {
             Token::Command => {
+                self.publish();
                 let _ = rustix::io::read(&self.shared.command, &mut [0; 8]);
                 while let Some(command) = self.shared.next_command() {
                     self.obey(command);
@@ -239,7 +247,11 @@ impl Plane {
                     self.accept_again_at = Some(self.now.saturating_add(ACCEPT_PAUSE));
                 }
             }
-            Token::FrontEnd => self.read_messages(),
+            Token::FrontEnd => {
+                // It may stop the rings.
+                self.publish();
+                self.read_messages();
+            }
             // Packets are looked for after every sleep.
             Token::Kick(_) => self.hosts.stats.kicks.add(1),
             Token::Host(host) => self.hosts.on_ready(host, ready, self.now),
@@ -280,6 +292,8 @@ impl Plane {
 
     /// The front-end is gone, or has to go: forgets everything that it set up.
     fn detach(&mut self, why: &str) {
+        // A front-end that stays, and comes back to another daemon, goes on at the used index.
+        self.publish();
         let Some(session) = self.session.take() else { return };
         for slot in &mut self.kicks {
             if let Some(kick) = slot.take() {
@@ -402,12 +416,22 @@ impl Plane {
         let filled = self.to_guest.fill(rx, &session.memory, &mut self.hosts, self.now)?;
         progress |= filled.progress;
         self.starved = filled.starved;
-        publish(rx_ring, &self.hosts);
-        publish(tx_ring, &self.hosts);
+        if rx.unpublished() > 0 || tx.unpublished() >= HELD_BACK {
+            publish(tx_ring, &self.hosts);
+            publish(rx_ring, &self.hosts);
+        }
         if session.memory.is_broken() {
             return Err(Failure::Memory);
         }
         Ok(progress)
+    }
+
+    /// Makes all that was given back visible to the guest.
+    fn publish(&mut self) {
+        let Some(session) = &mut self.session else { return };
+        for ring in &mut session.vrings {
+            publish(ring, &self.hosts);
+        }
     }
 
     /// The queues that can bring news: with its answers stuck here, a guest's packets wait until it gives us buffers; and

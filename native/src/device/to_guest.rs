@@ -14,7 +14,8 @@ use crate::slab::Id;
 use crate::virtio::memory::{GuestMemory, Segment};
 use crate::virtio::queue::Queue;
 
-/// The most bytes of one connection in one turn.
+/// The most bytes of one connection in one turn, and of all of them before they are published: the guest then works on the
+/// first while we fetch the next, and gives credit back before we run out of it.
 const QUANTUM: usize = 64 * 1024;
 /// Buffers of no use given back before others have their turn: a guest can supply them as fast as they go back.
 const USELESS: usize = 256;
@@ -43,6 +44,8 @@ pub struct ToGuestBatch {
     payload: Vec<Segment>,
     /// Buffers of no use that were given back in this go.
     useless: usize,
+    /// Payload of this go.
+    bytes: usize,
 }
 
 /// What came of it.
@@ -55,7 +58,7 @@ pub struct Filled {
 }
 
 impl ToGuestBatch {
-    /// Fills buffers until there is nothing more to send, or no buffer.
+    /// Fills buffers until there is nothing more to send, no buffer, or enough to be published.
     pub fn fill(
         &mut self,
         queue: &mut Queue,
@@ -67,8 +70,9 @@ impl ToGuestBatch {
         // Of interest only when there is none.
         queue.no_kicks();
         self.useless = 0;
+        self.bytes = 0;
         for _ in 0..TURNS {
-            if !hosts.mux.has_to_guest() {
+            if self.bytes >= QUANTUM || !hosts.mux.has_to_guest() {
                 break;
             }
             self.pieces.clear();
@@ -192,6 +196,7 @@ impl ToGuestBatch {
             stream.burst = u16::try_from(next).unwrap_or(u16::MAX).clamp(1, 256);
         }
         self.put_back(queue, used);
+        self.bytes += len;
         hosts.stats.to_guest_packets.add(used as u64);
         hosts.stats.to_guest_bytes.add(len as u64);
         // A quantum, so both fit.

@@ -197,9 +197,14 @@ impl Queue {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
+    /// Chains given back that the guest does not see yet.
+    pub fn unpublished(&self) -> u16 {
+        self.next_used.wrapping_sub(self.published_used)
+    }
+
     /// Publishes all chains given back; whether the driver wants an interrupt for them.
     pub fn publish(&mut self) -> bool {
-        if self.next_used == self.published_used {
+        if self.unpublished() == 0 {
             return false;
         }
         self.layout.used.store_index(2, self.next_used);

@@ -58,6 +58,7 @@ struct Case {
     ring: u16,
     features: u64,
     polling: bool,
+    device_polls: bool,
     guest_connects: bool,
     guest_sizes: Vec<usize>,
     host_sizes: Vec<usize>,
@@ -68,16 +69,21 @@ struct Case {
 fn cases() -> impl Strategy<Value = Case> {
     let ring = prop_oneof![Just(64_u16), Just(128), Just(256)];
     let features = prop_oneof![Just(!0), Just(!feature::EVENT_IDX), Just(!feature::INDIRECT_DESC)];
-    let ways = (any::<bool>(), any::<bool>());
+    let ways = (any::<bool>(), any::<bool>(), any::<bool>());
     let lens = (0_usize..200_000, 0_usize..200_000);
     ((tx_layout(), rx_layout(), rules()), (ring, features, ways), (sizes(), sizes(), lens)).prop_map(
-        |((tx, rx, rules), (ring, features, (polling, guest_connects)), (guest_sizes, host_sizes, lens))| Case {
+        |(
+            (tx, rx, rules),
+            (ring, features, (polling, device_polls, guest_connects)),
+            (guest_sizes, host_sizes, lens),
+        )| Case {
             tx,
             rx,
             rules,
             ring,
             features,
             polling,
+            device_polls,
             guest_connects,
             guest_sizes,
             host_sizes,
@@ -88,7 +94,7 @@ fn cases() -> impl Strategy<Value = Case> {
 
 /// Sends both ways at once, ends both ways, compares.
 fn run(case: &Case) {
-    let rig = Rig::new();
+    let rig = Rig::with(|settings| settings.poll = if case.device_polls { 50_000 } else { 0 });
     let guest = rig.boot_with(|setup| {
         setup.tx = case.tx.clone();
         setup.rx = case.rx.clone();
