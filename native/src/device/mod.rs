@@ -4,6 +4,7 @@
 //! Rules: a fault in the thread ends this device and no other; the handle's owner hears of it as an event. Calls on the
 //! handle never wait, but for its end, which joins the thread.
 
+pub mod by_hand;
 mod clients;
 mod from_guest;
 mod hosts;
@@ -124,6 +125,17 @@ struct Shared {
 }
 
 impl Shared {
+    /// For a device that is about to start.
+    fn new() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            command: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+            stop: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+            commands: Mutex::default(),
+            stats: Arc::default(),
+        }))
+    }
+
     /// Wakes the thread.
     fn wake(&self) {
         let _ = rustix::io::write(&self.command, &1_u64.to_ne_bytes());
@@ -133,6 +145,15 @@ impl Shared {
     fn tell(&self, command: Command) {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
         self.wake();
+    }
+
+    /// Hands a front-end over, unless there is one.
+    fn attach(&self, front_end: OwnedFd, admission: Admission) -> Result<(), Busy> {
+        if self.busy.swap(true, Ordering::AcqRel) {
+            return Err(Busy);
+        }
+        self.tell(Command::Attach(front_end, admission));
+        Ok(())
     }
 
     /// What the thread shall do next.
@@ -158,13 +179,7 @@ impl Device {
     /// Starts the device `number`, which serves the clients of `listener`, a UNIX socket that listens and does not
     /// block, from now on.
     pub fn start(number: u64, settings: Settings, listener: OwnedFd, events: Arc<Events>) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            command: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
-            stop: AtomicBool::new(false),
-            busy: AtomicBool::new(false),
-            commands: Mutex::default(),
-            stats: Arc::default(),
-        });
+        let shared = Shared::new()?;
         let log = Log::new(Arc::clone(&events), number);
         let last_words = Log::new(events, number);
         let seeds = plane::Seeds::new(settings, listener, Arc::clone(&shared), log)?;
@@ -183,11 +198,7 @@ impl Device {
 
     /// Hands a connected vhost-user socket over. The error closes it.
     pub fn attach(&self, front_end: OwnedFd, admission: Admission) -> Result<(), Busy> {
-        if self.shared.busy.swap(true, Ordering::AcqRel) {
-            return Err(Busy);
-        }
-        self.shared.tell(Command::Attach(front_end, admission));
-        Ok(())
+        self.shared.attach(front_end, admission)
     }
 
     /// Connects a client, which sees the VM, to a port of the guest. It is answered as the bridge answers: `OK <port>` or

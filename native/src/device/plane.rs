@@ -155,26 +155,38 @@ impl Plane {
     /// Serves until told to stop.
     pub fn run(mut self) -> io::Result<()> {
         let mut ready = Vec::new();
-        let mut busy = false;
-        loop {
-            let timeout = if busy { Some(0) } else { self.until_next_deadline() };
-            let before = clock();
-            self.poller.wait(timeout, &mut ready)?;
-            if !self.handle(&ready) {
-                return Ok(());
-            }
-            if !busy {
-                self.polling.slept(self.now.saturating_sub(before));
-            }
-            self.hosts.expire(self.now);
-            self.diagnose();
-            self.accept_again()?;
-            busy = self.move_packets() || self.look_again(&mut ready)?;
-            if !busy {
-                self.publish();
-                busy = self.ask_for_kicks();
+        while self.turn(self.until_next_deadline(), &mut ready)? {}
+        Ok(())
+    }
+
+    /// Sleeps for at most `timeout` nanoseconds and does what there is to do then, until it is time to sleep again;
+    /// whether to go on. `ready` is kept for its memory.
+    pub fn turn(&mut self, timeout: Option<u64>, ready: &mut Vec<Ready>) -> io::Result<bool> {
+        let before = clock();
+        self.poller.wait(timeout, ready)?;
+        if !self.handle(ready) {
+            return Ok(false);
+        }
+        self.polling.slept(self.now.saturating_sub(before));
+        while self.work(ready)? {
+            self.poller.wait(Some(0), ready)?;
+            if !self.handle(ready) {
+                return Ok(false);
             }
         }
+        Ok(true)
+    }
+
+    /// Does what is due and moves packets; whether there is more to do at once.
+    fn work(&mut self, ready: &mut Vec<Ready>) -> io::Result<bool> {
+        self.hosts.expire(self.now);
+        self.diagnose();
+        self.accept_again()?;
+        if self.move_packets() || self.look_again(ready)? {
+            return Ok(true);
+        }
+        self.publish();
+        Ok(self.ask_for_kicks())
     }
 
     /// Looks after clients again once the pause is over.

@@ -34,6 +34,11 @@ impl Directory {
         std::fs::create_dir(&path).expect("a directory for the test's sockets");
         Self(path)
     }
+
+    /// The path of a file in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
 }
 
 impl Drop for Directory {
@@ -75,7 +80,7 @@ impl Rig {
     /// A device with this number.
     fn start(number: u64, events: Arc<Events>, change: impl FnOnce(&mut Settings)) -> Self {
         let directory = Directory::new();
-        let uds = directory.0.join("v.sock");
+        let uds = directory.path("v.sock");
         let listener = UnixListener::bind(&uds).expect("bind");
         listener.set_nonblocking(true).expect("fcntl");
         let path = uds.as_os_str().as_encoded_bytes();
