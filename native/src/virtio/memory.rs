@@ -23,6 +23,10 @@ pub struct Segment(libc::iovec);
 // SAFETY: a segment is an address; whoever uses it is on the device's thread, which owns the mapping.
 unsafe impl Send for Segment {}
 
+/// A number at an address of any kind. An array of bytes would do as well, but is read byte by byte.
+#[repr(C, packed)]
+struct Unaligned<N>(N);
+
 impl Segment {
     /// A piece of `len` bytes at `ptr`, which must be mapped.
     fn new(ptr: *mut u8, len: usize) -> Self {
@@ -79,33 +83,29 @@ impl Segment {
         len
     }
 
-    /// Reads a little-endian value at `offset`, aligned or not.
-    fn load<const N: usize>(&self, offset: usize) -> [u8; N] {
-        assert!(offset.checked_add(N).is_some_and(|end| end <= self.len()));
-        // SAFETY: the assertion keeps it within the mapping; arrays of bytes need no alignment.
-        unsafe { self.ptr().add(offset).cast::<[u8; N]>().read_volatile() }
+    /// Where a number of type `N` lies at `offset`, aligned or not.
+    fn number<N>(&self, offset: usize) -> *mut Unaligned<N> {
+        assert!(offset.checked_add(size_of::<N>()).is_some_and(|end| end <= self.len()));
+        // SAFETY: the assertion keeps it within the mapping.
+        unsafe { self.ptr().add(offset).cast() }
     }
 
     /// A little-endian u16.
     pub fn u16(&self, offset: usize) -> u16 {
-        u16::from_le_bytes(self.load(offset))
+        // SAFETY: `number` checks, and any bytes are a number.
+        u16::from_le(unsafe { self.number::<u16>(offset).read_volatile() }.0)
     }
 
-    /// A little-endian u32.
-    pub fn u32(&self, offset: usize) -> u32 {
-        u32::from_le_bytes(self.load(offset))
+    /// A little-endian u128.
+    pub fn u128(&self, offset: usize) -> u128 {
+        // SAFETY: as in `u16`.
+        u128::from_le(unsafe { self.number::<u128>(offset).read_volatile() }.0)
     }
 
-    /// A little-endian u64.
-    pub fn u64(&self, offset: usize) -> u64 {
-        u64::from_le_bytes(self.load(offset))
-    }
-
-    /// Writes bytes at `offset`.
-    pub fn store<const N: usize>(&self, offset: usize, bytes: [u8; N]) {
-        assert!(offset.checked_add(N).is_some_and(|end| end <= self.len()));
-        // SAFETY: as in `load`.
-        unsafe { self.ptr().add(offset).cast::<[u8; N]>().write_volatile(bytes) };
+    /// Writes a little-endian u64.
+    pub fn set_u64(&self, offset: usize, value: u64) {
+        // SAFETY: `number` checks.
+        unsafe { self.number::<u64>(offset).write_volatile(Unaligned(value.to_le())) };
     }
 
     /// The 16-bit index at `offset`, shared with the guest's processors.

@@ -57,6 +57,11 @@ impl Layout {
         let aligned = layout.avail.is_aligned_to(2) && layout.used.is_aligned_to(2);
         aligned.then_some(layout)
     }
+
+    /// The entry of a ring that belongs to an index, which counts on beyond the size, a power of two.
+    fn slot(&self, index: u16) -> usize {
+        usize::from(index & (self.size - 1))
+    }
 }
 
 /// What is wrong with a ring or a chain.
@@ -75,6 +80,27 @@ pub struct Chain {
     pub head: u16,
     /// Whether it could be followed to its end, all of it mapped, in the queue's direction.
     pub sound: bool,
+}
+
+/// A descriptor (section 2.7.5), read once.
+#[derive(Clone, Copy, Debug)]
+struct Descriptor {
+    /// Guest address of the buffer.
+    addr: u64,
+    /// Its length in bytes.
+    len: u32,
+    /// What it is.
+    flags: u16,
+    /// The descriptor behind it, if the flags say so.
+    next: u16,
+}
+
+impl Descriptor {
+    /// Reads one out of a table, which must have it.
+    fn read(table: &Segment, index: u16) -> Self {
+        let bits = table.u128(usize::from(index) * DESC_LEN);
+        Self { addr: bits as u64, len: (bits >> 64) as u32, flags: (bits >> 96) as u16, next: (bits >> 112) as u16 }
+    }
 }
 
 /// A running queue.
@@ -131,7 +157,7 @@ impl Queue {
         if self.available()? == 0 {
             return Ok(None);
         }
-        let slot = usize::from(self.next_avail % self.layout.size);
+        let slot = self.layout.slot(self.next_avail);
         let head = self.layout.avail.u16(4 + slot * 2);
         if head >= self.layout.size {
             return Err(RingError::Head);
@@ -164,9 +190,7 @@ impl Queue {
                 return None;
             }
             left -= 1;
-            let at = usize::from(index) * DESC_LEN;
-            let (addr, len) = (table.u64(at), table.u32(at + 8));
-            let (flags, next) = (table.u16(at + 12), table.u16(at + 14));
+            let Descriptor { addr, len, flags, next } = Descriptor::read(&table, index);
             if flags & DESC_INDIRECT != 0 {
                 // Neither nested nor continued (section 2.7.5.3.1).
                 if indirect || flags & DESC_NEXT != 0 || len == 0 || len as usize % DESC_LEN != 0 {
@@ -189,11 +213,8 @@ impl Queue {
 
     /// Gives a chain back with `len` bytes written into it. The guest sees it after [`publish`](Self::publish).
     pub fn give_back(&mut self, head: u16, len: u32) {
-        let slot = usize::from(self.next_used % self.layout.size);
-        let mut element = [0; 8];
-        element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
-        element[4..].copy_from_slice(&len.to_le_bytes());
-        self.layout.used.store(4 + slot * 8, element);
+        let slot = self.layout.slot(self.next_used);
+        self.layout.used.set_u64(4 + slot * 8, u64::from(len) << 32 | u64::from(head));
         self.next_used = self.next_used.wrapping_add(1);
     }
 
