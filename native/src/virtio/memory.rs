@@ -223,6 +223,7 @@ impl GuestMemory {
 
     /// Appends the pieces that `len` bytes at guest address `guest` consist of; `false` if some are not mapped, or if
     /// `out` would get longer than `most`.
+    #[inline]
     pub fn resolve(&self, mut guest: u64, mut len: u64, out: &mut Vec<Segment>, most: usize) -> bool {
         while len > 0 {
             if out.len() >= most {
