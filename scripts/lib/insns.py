@@ -2,8 +2,8 @@
 
 Before: scripts/insns set everything up; or a test asks. After: figures for each row, or what is wrong with them.
 Rules:  what is counted is the device's own code in user space, of a workload in one thread that does the same each time
-        (native/benches/insns): two runs differ by nothing, so a figure needs no quiet machine. It depends on the compiler:
-        the table has a section for each that it was made with.
+        (native/benches/insns): two runs differ by nothing, so a figure needs no quiet machine. It depends on the
+        compiler: the table has a section for each that it was made with.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def compiler() -> str:
 def build() -> Path:
     """Compiles the workload, as a release is compiled."""
     command = ["cargo", "bench", "--no-run", "--manifest-path", "native/Cargo.toml", "--bench", "insns"]
-    done = subprocess.run(
-        [*command, "--message-format", "json"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*command, "--message-format", "json"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise InsnsError(f"{' '.join(command)}:\n{done.stderr[-4000:]}")
     messages = map(json.loads, done.stdout.splitlines())
@@ -126,8 +124,10 @@ def row(said: dict[str, int | str], profile: Path) -> Row:
 
 
 def self_costs(profile: str) -> Iterator[tuple[str, int]]:
-    """Source files with instructions of their own, from a profile in callgrind's format: `fl`, `fi` and `fe` name the file
-    of the lines that follow, and the line behind `calls` is what a called function took."""
+    """Source files with instructions of their own, from a profile in callgrind's format.
+
+    `fl`, `fi` and `fe` name the file of the lines that follow; the line behind `calls` is what a called function took.
+    """
     names: dict[str, str] = {}
     file, skip = "", False
     for line in profile.splitlines():

@@ -91,7 +91,7 @@ setup_apt() {
     if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
         setup_say "no apt here (made for Debian 12 and 13). To be installed by hand, if it is not there:"
         setup_say "  python3 >= $PYTHON_MINIMUM with venv, a C compiler, rustc and cargo >= $RUST_MINIMUM, shellcheck,"
-        setup_say "  and for the VM tests what tests/harness/apt-packages.txt lists"
+        setup_say "  and for the tests what tests/harness/apt-packages.txt lists"
         return 0
     fi
     missing=$(setup_missing_packages | tr '\n' ' ')
