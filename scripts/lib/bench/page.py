@@ -22,12 +22,12 @@ from scripts.lib.bench.tables import circumstances, extras_table, main_table, ta
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGE, PICTURE = DOCS / "performance.md", DOCS / "performance.svg"
 # Rows in which who runs where makes the difference.
-_PINNED = (
+PINNED = (
     *("g2h-64k", "g2h-64k-poll", "g2h-64k-one", "g2h-64k-one-poll", "g2h-4k", "g2h-4k-poll", "h2g", "h2g-poll", "both"),
     *("rtt", "rtt-poll", "connect-guest", "connect-host", "messages-1", "idle-10k", "vms-1", "vms-16", "vms-128"),
 )
 # Rows in which looking before sleeping does.
-_POLLING = (
+POLLING = (
     "rtt",
     "rtt-poll",
     "connect-guest",
@@ -50,8 +50,8 @@ def measure_all(plan: Plan) -> Report:
 
     return {
         "main": measure(plan, rows, "1 of 3"),
-        "pinned": measure(replace(plan, pinned=True), named(_PINNED), "2 of 3, pinned"),
-        "polling": measure(replace(plan, poll_us=0, with_limit=False), named(_POLLING), "3 of 3, --poll-us 0"),
+        "pinned": measure(replace(plan, pinned=True), named(PINNED), "2 of 3, pinned"),
+        "polling": measure(replace(plan, poll_us=0, with_limit=False), named(POLLING), "3 of 3, --poll-us 0"),
     }
 
 

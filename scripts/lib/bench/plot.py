@@ -21,7 +21,7 @@ _LEFT, _WIDTH, _RIGHT = 190, 620, 60
 _TOP, _BOTTOM = 64, 52
 # Contender, colour, what it is called, and by how much its dots are off the middle of the line.
 _SERIES = (("peer", "#2a7ab9", "to vhost-device-vsock", -4), ("limit", "#d9822b", "to a plain UNIX socket", 4))
-_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def svg(measurement: Measurement) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
         "<style>text { font: 12px sans-serif } text.title { font: bold 15px sans-serif }</style>",
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{_LEFT}" y="20" class="title">How many times as good as the others</text>',
+        f'<text x="{_LEFT}" y="20" class="title">How many times as good as the others (right of 1: better)</text>',
         *_legend(measurement),
         *_grid(axis, bottom),
     ]

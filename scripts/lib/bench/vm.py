@@ -8,8 +8,8 @@ Rules:  - The guest's processor is emulated (TCG): what is measured is mostly th
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from harness.daemon import start_daemon, start_peer
@@ -69,16 +69,11 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Path], Process]], ...] = (
 )
 
 
-@contextmanager
-def _machine(kernel: str, start: Callable[[Path], Process]) -> Iterator[Machine]:
-    with tempfile.TemporaryDirectory(prefix="vhv-bench-", dir="/tmp") as name:
-        cwd = Path(name)
-        with start(cwd) as daemon:
-            machine = Machine(Kind(kernel, "installed"), cwd, daemon)
-            try:
-                yield machine.boot()
-            finally:
-                machine.close()
+def _boot(stack: ExitStack, kernel: str, start: Callable[[Path], Process]) -> Machine:
+    cwd = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vhv-bench-", dir="/tmp")))
+    machine = Machine(Kind(kernel, "installed"), cwd, stack.enter_context(start(cwd)))
+    stack.callback(machine.close)
+    return machine.boot()
 
 
 def _one_value(machine: Machine, ask: Callable[[Machine], float]) -> dict[str, float | str]:
@@ -92,20 +87,21 @@ def _one_value(machine: Machine, ask: Callable[[Machine], float]) -> dict[str, f
 
 
 def measure(runs: int, with_peer: bool) -> str:
-    """A table of all rows and guests. Each guest is booted once for each run."""
+    """A table of all rows and guests. The guests are up all the time, and take turns."""
     columns = [column for column in _COLUMNS if with_peer or column[2] is not start_peer]
-    cells = {(index, row): Cell() for index in range(len(columns)) for row in ROWS}
-    for number in range(1, runs + 1):
-        for index, (title, kernel, start) in enumerate(columns):
-            if all(cells[index, row].stopped() for row in ROWS):
-                continue
-            say(f"a guest with Linux {fetch.kernel(kernel).version} on {title}, run {number} of {runs}")
-            with _machine(kernel, start) as machine:
-                for row, ask in ROWS.items():
-                    cell = cells[index, row]
+    head = [f"{title}, Linux {fetch.kernel(kernel).version}" for title, kernel, _ in columns]
+    cells: dict[str, list[Cell]] = {row: [Cell() for _ in columns] for row in ROWS}
+    with ExitStack() as stack:
+        machines = []
+        for title, (_, kernel, start) in zip(head, columns, strict=True):
+            say(f"a guest boots: {title}")
+            machines.append(_boot(stack, kernel, start))
+        for number in range(1, runs + 1):
+            for row, ask in ROWS.items():
+                for machine, cell in zip(machines, cells[row], strict=True):
                     if cell.stopped() is None:
                         cell.results.append(_one_value(machine, ask))
-    head = ["", *(f"{title}, Linux {fetch.kernel(kernel).version}" for title, kernel, _ in columns)]
-    lines = [[row, *(cells[index, row].text() for index in range(len(columns)))] for row in ROWS]
+            say(f"guests: run {number} of {runs} done")
+    lines = [[row, *(cell.text() for cell in cells[row])] for row in ROWS]
     qemu = fetch.qemu("installed").version
-    return f"QEMU {qemu}, TCG; medians of {runs} runs (lowest–highest). {NOTE}\n\n{table(head, lines)}"
+    return f"QEMU {qemu}, TCG; medians of {runs} runs (lowest–highest). {NOTE}\n\n{table(['', *head], lines)}"

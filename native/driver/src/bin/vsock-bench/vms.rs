@@ -60,13 +60,18 @@ pub fn from_guests(options: &Options) -> io::Result<Outcome> {
     Ok(outcome)
 }
 
-/// One guest, until it is told to stop: each connection in turn sends what it may.
+/// One guest, until it is told to stop: its connections in turn send what they may.
 fn run_guest(mut session: Session, mut conns: Vec<Conn>, stop: &AtomicBool) {
     let prepared = packets(&session, BLOCK, Cut::OnePiece);
+    let (mut first, count) = (0, conns.len());
     while !stop.load(Ordering::Relaxed) {
         let mut any = false;
-        for conn in &mut conns {
-            any |= send(&mut session, conn, BLOCK, &prepared);
+        // The ring may have room for some of them only: another one is the first the next time.
+        for index in (first..count).chain(0..first) {
+            if send(&mut session, &mut conns[index], BLOCK, &prepared) {
+                any = true;
+                first = (index + 1) % count;
+            }
         }
         while let Some(header) = session.guest.take_header() {
             any = true;
