@@ -4,12 +4,12 @@
 //! Rules: bytes count when the receiving application has them. The host's application reads and writes 64 KiB at a time.
 
 use crate::Options;
+use crate::applications::{BLOCK, sink, source};
 use crate::process::{cpu_time, host_thread};
 use crate::report::{HANGS_AFTER, Outcome};
 use crate::rows::Cut;
-use crate::session::{Clock, Conn, Session, listen};
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use crate::session::{Clock, Conn, NAP, Session, listen};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -18,25 +18,8 @@ use vsock_driver::guest::Prepared;
 use vsock_driver::header::{LEN, op};
 use vsock_driver::ring::Mode;
 
-/// What host applications read and write at a time.
-pub const BLOCK: usize = 64 * 1024;
-
-/// Reads to the end, counting.
-fn sink(mut stream: UnixStream, count: Arc<AtomicU64>) {
-    let mut block = vec![0; BLOCK];
-    while let Ok(len @ 1..) = stream.read(&mut block) {
-        count.fetch_add(len as u64, Ordering::Relaxed);
-    }
-}
-
-/// Writes until told to stop, or the other end is gone.
-fn source(mut stream: UnixStream, stop: Arc<AtomicBool>) {
-    let block = vec![0x5a; BLOCK];
-    while !stop.load(Ordering::Relaxed) && stream.write_all(&block).is_ok() {}
-}
-
 /// What is measured between the beginning and the end of a clock.
-struct Meter {
+pub struct Meter {
     /// The clock.
     clock: Clock,
     /// The daemon.
@@ -49,12 +32,12 @@ struct Meter {
 
 impl Meter {
     /// Begins.
-    fn new(options: &Options) -> Self {
+    pub fn new(options: &Options) -> Self {
         Self { clock: Clock::start(options.time), pid: options.pid, begun: None, progress: (0, Instant::now()) }
     }
 
     /// Looks at the clock; the outcome once there is one.
-    fn look(&mut self, bytes: u64) -> Option<Outcome> {
+    pub fn look(&mut self, bytes: u64) -> Option<Outcome> {
         if bytes != self.progress.0 {
             self.progress = (bytes, Instant::now());
         } else if self.progress.1.elapsed() >= HANGS_AFTER {
@@ -80,7 +63,7 @@ impl Meter {
 }
 
 /// Sends as many packets as credit and ring allow; whether any.
-fn send(session: &mut Session, conn: &mut Conn, size: usize, prepared: &[Prepared]) -> bool {
+pub fn send(session: &mut Session, conn: &mut Conn, size: usize, prepared: &[Prepared]) -> bool {
     session.guest.reclaim();
     let len = u32::try_from(size).expect("a packet");
     let mut any = false;
@@ -98,7 +81,7 @@ fn send(session: &mut Session, conn: &mut Conn, size: usize, prepared: &[Prepare
 }
 
 /// Packets of a size, cut as Linux does or in one piece.
-fn packets(session: &Session, size: usize, cut: Cut) -> Vec<Prepared> {
+pub fn packets(session: &Session, size: usize, cut: Cut) -> Vec<Prepared> {
     match cut {
         Cut::Pages => session.guest.lay_out(&[LEN, size / 2, size / 2]),
         Cut::OnePiece => session.guest.lay_out(&[LEN, size]),
@@ -107,30 +90,42 @@ fn packets(session: &Session, size: usize, cut: Cut) -> Vec<Prepared> {
 
 /// From the guest to the host.
 pub fn from_guest(options: &Options, size: usize, cut: Cut, mode: Mode) -> io::Result<Outcome> {
-    let listener = listen(options)?;
-    let mut session = Session::boot(options, 3776, mode)?;
+    let listener = listen(options.vm())?;
+    let mut session = Session::boot(options.vm(), 3776, mode)?;
     let Some((mut conn, stream)) = session.connect(&listener, 50_000)? else { return Ok(Outcome::Hangs) };
     let count = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&count);
     host_thread(options, move || sink(stream, counter));
     let prepared = packets(&session, size, cut);
+    Ok(measure_sending(options, &mut session, &mut conn, size, &prepared, &count))
+}
+
+/// Sends on a connection as fast as it goes; `count` is what the application has.
+pub fn measure_sending(
+    options: &Options,
+    session: &mut Session,
+    conn: &mut Conn,
+    size: usize,
+    prepared: &[Prepared],
+    count: &AtomicU64,
+) -> Outcome {
     let mut meter = Meter::new(options);
     loop {
-        let sent = send(&mut session, &mut conn, size, &prepared);
-        let news = session.pump(&mut conn);
+        let sent = send(session, conn, size, prepared);
+        let news = session.pump(conn);
         if let Some(outcome) = meter.look(count.load(Ordering::Relaxed)) {
-            return Ok(outcome);
+            return outcome;
         }
         if !sent && !news {
-            session.guest.wait(Deadline::after(std::time::Duration::from_millis(100)));
+            session.guest.wait(Deadline::after(NAP));
         }
     }
 }
 
 /// From the host to the guest.
 pub fn to_guest(options: &Options, buffer: usize, mode: Mode) -> io::Result<Outcome> {
-    let listener = listen(options)?;
-    let mut session = Session::boot(options, buffer, mode)?;
+    let listener = listen(options.vm())?;
+    let mut session = Session::boot(options.vm(), buffer, mode)?;
     let Some((mut conn, stream)) = session.connect(&listener, 50_000)? else { return Ok(Outcome::Hangs) };
     let stop = Arc::new(AtomicBool::new(false));
     let stopping = Arc::clone(&stop);
@@ -147,15 +142,15 @@ pub fn to_guest(options: &Options, buffer: usize, mode: Mode) -> io::Result<Outc
             return Ok(outcome);
         }
         if !news {
-            session.guest.wait(Deadline::after(std::time::Duration::from_millis(100)));
+            session.guest.wait(Deadline::after(NAP));
         }
     }
 }
 
 /// Both at once, over one connection for each direction.
 pub fn both(options: &Options, mode: Mode) -> io::Result<Outcome> {
-    let listener = listen(options)?;
-    let mut session = Session::boot(options, 3776, mode)?;
+    let listener = listen(options.vm())?;
+    let mut session = Session::boot(options.vm(), 3776, mode)?;
     let Some((mut out, out_stream)) = session.connect(&listener, 50_000)? else { return Ok(Outcome::Hangs) };
     let Some((mut into, into_stream)) = session.connect(&listener, 50_001)? else { return Ok(Outcome::Hangs) };
     let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -184,7 +179,7 @@ pub fn both(options: &Options, mode: Mode) -> io::Result<Outcome> {
             return Ok(outcome);
         }
         if !sent && !news {
-            session.guest.wait(Deadline::after(std::time::Duration::from_millis(100)));
+            session.guest.wait(Deadline::after(NAP));
         }
     }
 }

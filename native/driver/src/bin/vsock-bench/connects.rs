@@ -1,13 +1,12 @@
-//! Job: rows of connections: how many begin in a second, and what an idle one costs.
+//! Job: rows of connections: how many begin in a second.
 //! Before: `rows` names how many at once.
-//! After: connections per second, or bytes of the daemon's memory for each.
+//! After: connections per second.
 //! Rules: a connection counts when whoever asked for it knows that it is open; both ends close it then.
 
 use crate::Options;
-use crate::process::{descriptors, host_thread, memory};
+use crate::process::host_thread;
 use crate::report::Outcome;
 use crate::session::{Clock, PORT, Session, listen};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -21,8 +20,8 @@ const KEPT: usize = 64;
 
 /// The guest connects.
 pub fn by_guest(options: &Options, parallel: usize) -> io::Result<Outcome> {
-    let listener = listen(options)?;
-    let mut session = Session::boot(options, 3776, Mode::Waiting)?;
+    let listener = listen(options.vm())?;
+    let mut session = Session::boot(options.vm(), 3776, Mode::Waiting)?;
     host_thread(options, move || {
         let mut kept = VecDeque::new();
         while let Ok((stream, _)) = listener.accept() {
@@ -80,10 +79,10 @@ pub fn by_guest(options: &Options, parallel: usize) -> io::Result<Outcome> {
 
 /// The host connects.
 pub fn by_host(options: &Options, parallel: usize) -> io::Result<Outcome> {
-    let mut session = Session::boot(options, 3776, Mode::Waiting)?;
+    let mut session = Session::boot(options.vm(), 3776, Mode::Waiting)?;
     let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     for _ in 0..parallel {
-        let (stop, count, uds) = (Arc::clone(&stop), Arc::clone(&count), options.uds.clone());
+        let (stop, count, uds) = (Arc::clone(&stop), Arc::clone(&count), options.vm().uds.clone());
         host_thread(options, move || {
             while !stop.load(Ordering::Relaxed) {
                 let opened = host::ask(&uds, PORT).and_then(|mut stream| host::answer(&mut stream));
@@ -126,29 +125,4 @@ pub fn by_host(options: &Options, parallel: usize) -> io::Result<Outcome> {
             return Ok(Outcome::Hangs);
         }
     }
-}
-
-/// Many connections that do nothing.
-pub fn idle(options: &Options, count: usize) -> io::Result<Outcome> {
-    let Some(pid) = options.pid else { return Ok(Outcome::Failed("--pid is needed".into())) };
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
-    let listener = listen(options)?;
-    let mut session = Session::boot(options, 3776, Mode::Waiting)?;
-    let mut streams = Vec::new();
-    let look = || (memory(pid, "Pss").unwrap_or(0), memory(pid, "Rss").unwrap_or(0), descriptors(pid).unwrap_or(0));
-    // The first ones make the daemon fetch memory that it keeps.
-    let mut before = (0, 0, 0);
-    for index in 0..count + 100 {
-        if index == 100 {
-            before = look();
-        }
-        let local = 10_000 + u32::try_from(index).expect("few");
-        let Some((_, stream)) = session.connect(&listener, local)? else { return Ok(Outcome::Hangs) };
-        streams.push(stream);
-    }
-    let after = look();
-    let each = |after: u64, before: u64| after.saturating_sub(before) as f64 / count as f64;
-    let fds = after.2.saturating_sub(before.2) as f64 / count as f64;
-    Ok(Outcome::Value(each(after.0, before.0), vec![("rss", each(after.1, before.1)), ("fds", fds)]))
 }

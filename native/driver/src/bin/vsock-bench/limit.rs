@@ -4,8 +4,7 @@
 //! Rules: the other process is this program again; nothing between the two but the kernel.
 
 use crate::Options;
-use crate::bulk::BLOCK;
-use crate::messages::echo;
+use crate::applications::{BLOCK, echo};
 use crate::report::Outcome;
 use crate::rows::{Row, What};
 use crate::session::Clock;

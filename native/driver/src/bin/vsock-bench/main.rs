@@ -1,21 +1,25 @@
 //! Measures one back-end: plays QEMU, the guest's driver and the host's applications at memory speed, row by row.
 //!
 //! ```text
-//! vsock-bench --socket vh.sock --uds v.sock [--pid PID] [--seconds 0.3] ROW...
+//! vsock-bench --socket vh.sock --uds v.sock [--pid PID] [--seconds 0.3] ROW...    both again for each further VM
 //! vsock-bench --limit ROW...            what a plain UNIX stream socket between two processes reaches
 //! vsock-bench --list
 //! ```
 //!
 //! A daemon must be running at these sockets, a fresh one for each call. One JSON object per row goes to stdout.
 
+mod applications;
 mod bulk;
 mod connects;
+mod idle;
 mod limit;
 mod messages;
 mod process;
 mod report;
 mod rows;
 mod session;
+mod stuck;
+mod vms;
 
 use report::Outcome;
 use rows::Row;
@@ -23,13 +27,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// What the command line says.
+/// The sockets of a VM.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct Vm {
     /// The vhost-user socket.
     pub socket: PathBuf,
     /// The hybrid socket.
     pub uds: PathBuf,
+}
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The VMs that the daemon serves: at least one, unless the limit is measured.
+    pub vms: Vec<Vm>,
     /// The daemon, for its memory and processor time.
     pub pid: Option<u32>,
     /// How long each row is measured.
@@ -38,8 +49,20 @@ pub struct Options {
     pub pinned: bool,
 }
 
+impl Options {
+    /// The VM, for rows of one.
+    pub fn vm(&self) -> &Vm {
+        &self.vms[0]
+    }
+
+    /// The daemon's pid, for rows that look at it.
+    pub fn daemon(&self) -> std::io::Result<u32> {
+        self.pid.ok_or_else(|| std::io::Error::other("--pid is needed"))
+    }
+}
+
 /// How to call it.
-const USAGE: &str = "usage: vsock-bench --socket PATH --uds PATH [--pid PID] [--seconds S] [--pin] ROW...
+const USAGE: &str = "usage: vsock-bench (--socket PATH --uds PATH)... [--pid PID] [--seconds S] [--pin] ROW...
        vsock-bench --limit [--seconds S] [--pin] ROW...
        vsock-bench --list";
 
@@ -55,20 +78,15 @@ fn main() -> ExitCode {
 
 /// Reads the command line and measures.
 fn run(words: Vec<String>) -> Result<(), String> {
-    let mut options = Options {
-        socket: PathBuf::new(),
-        uds: PathBuf::new(),
-        pid: None,
-        time: Duration::from_millis(300),
-        pinned: false,
-    };
+    let mut options = Options { vms: Vec::new(), pid: None, time: Duration::from_millis(300), pinned: false };
     let (mut limit, mut rows) = (false, Vec::new());
+    let (mut sockets, mut uds) = (Vec::new(), Vec::new());
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
-            "--socket" => options.socket = value()?.into(),
-            "--uds" => options.uds = value()?.into(),
+            "--socket" => sockets.push(PathBuf::from(value()?)),
+            "--uds" => uds.push(PathBuf::from(value()?)),
             "--pid" => options.pid = Some(value()?.parse().map_err(|error| format!("--pid: {error}"))?),
             "--seconds" => {
                 let seconds: f64 = value()?.parse().map_err(|error| format!("--seconds: {error}"))?;
@@ -82,7 +100,7 @@ fn run(words: Vec<String>) -> Result<(), String> {
             }
             "--list" => {
                 for row in rows::all() {
-                    println!("{}\t{}\t{}", row.name, row.unit(), row.title);
+                    println!("{}\t{}\t{}\t{}", row.name, row.unit(), row.title, row.vms());
                 }
                 return Ok(());
             }
@@ -93,9 +111,14 @@ fn run(words: Vec<String>) -> Result<(), String> {
     if rows.is_empty() {
         return Err("no row is named".into());
     }
-    if !limit && (options.socket.as_os_str().is_empty() || options.uds.as_os_str().is_empty()) {
-        return Err("--socket and --uds are needed".into());
+    if sockets.len() != uds.len() {
+        return Err("each VM has a --socket and a --uds".into());
     }
+    options.vms = sockets.into_iter().zip(uds).map(|(socket, uds)| Vm { socket, uds }).collect();
+    if let Some(row) = rows.iter().find(|row| !limit && row.vms() != options.vms.len()) {
+        return Err(format!("{} needs --socket and --uds of {} VMs", row.name, row.vms()));
+    }
+    process::raise_descriptors();
     for row in rows {
         let outcome = if limit { limit::measure(&row, &options) } else { measure(&row, &options) };
         report::print(&row, outcome);

@@ -4,12 +4,12 @@
 //! Rules: the host's application is one thread that sends back what it gets.
 
 use crate::Options;
+use crate::applications::{echo, echo_many};
 use crate::process::host_thread;
 use crate::report::Outcome;
 use crate::session::{Clock, Conn, Session, listen};
-use rustix::event::epoll;
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 use vsock_driver::header::{LEN, op};
@@ -18,42 +18,10 @@ use vsock_driver::ring::Mode;
 /// Bytes of a message.
 const MESSAGE: usize = 64;
 
-/// Sends everything back.
-pub fn echo(mut stream: UnixStream) {
-    let mut bytes = [0; 4096];
-    while let Ok(len @ 1..) = stream.read(&mut bytes) {
-        if stream.write_all(&bytes[..len]).is_err() {
-            return;
-        }
-    }
-}
-
-/// Sends everything back, on many streams.
-fn echo_many(streams: Vec<UnixStream>) -> io::Result<()> {
-    let poll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    for (stream, index) in streams.iter().zip(0..) {
-        epoll::add(&poll, stream, epoll::EventData::new_u64(index), epoll::EventFlags::IN)?;
-    }
-    let mut bytes = [0; 4096];
-    let mut events = Vec::with_capacity(256);
-    loop {
-        events.clear();
-        epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), None)?;
-        for event in &events {
-            let index = usize::try_from(event.data.u64()).unwrap_or(0);
-            let mut stream = &streams[index];
-            match stream.read(&mut bytes)? {
-                0 => return Ok(()),
-                len => stream.write_all(&bytes[..len])?,
-            }
-        }
-    }
-}
-
 /// One byte there and back, one at a time.
 pub fn round_trip(options: &Options, mode: Mode) -> io::Result<Outcome> {
-    let listener = listen(options)?;
-    let mut session = Session::boot(options, 3776, mode)?;
+    let listener = listen(options.vm())?;
+    let mut session = Session::boot(options.vm(), 3776, mode)?;
     let Some((mut conn, stream)) = session.connect(&listener, 50_000)? else { return Ok(Outcome::Hangs) };
     host_thread(options, move || echo(stream));
     let prepared = session.guest.lay_out(&[LEN, 1]);
@@ -87,8 +55,8 @@ pub fn round_trip(options: &Options, mode: Mode) -> io::Result<Outcome> {
 
 /// Messages over many connections, one under way on each.
 pub fn many(options: &Options, count: usize) -> io::Result<Outcome> {
-    let listener = listen(options)?;
-    let mut session = Session::boot(options, 3776, Mode::Waiting)?;
+    let listener = listen(options.vm())?;
+    let mut session = Session::boot(options.vm(), 3776, Mode::Waiting)?;
     let (mut conns, mut streams): (Vec<Conn>, Vec<UnixStream>) = Default::default();
     let mut by_port = HashMap::new();
     for local in 50_000..50_000 + u32::try_from(count).expect("few") {

@@ -4,6 +4,7 @@
 //! Rules: all threads count; a process that cannot be read counts as nothing known.
 
 use crate::Options;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Stays on one processor, if it may; threads and processes that are started after do so, too.
@@ -24,12 +25,29 @@ pub fn host_thread(options: &Options, run: impl FnOnce() + Send + 'static) {
     });
 }
 
+/// As many open files as may be: thousands of connections have one of ours each.
+pub fn raise_descriptors() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // Where it does not work, the rows with many connections say which file could not be opened.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
 /// Nanoseconds that all threads of a process have run.
 pub fn cpu_time(pid: u32) -> Option<u64> {
+    schedstat(pid, 0)
+}
+
+/// How often its threads were given a processor.
+pub fn turns(pid: u32) -> Option<u64> {
+    schedstat(pid, 2)
+}
+
+/// A column of /proc/PID/task/TID/schedstat, summed over all threads.
+fn schedstat(pid: u32, column: usize) -> Option<u64> {
     let mut total = 0;
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
         let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-        total += text.split_whitespace().next()?.parse::<u64>().ok()?;
+        total += text.split_whitespace().nth(column)?.parse::<u64>().ok()?;
     }
     Some(total)
 }

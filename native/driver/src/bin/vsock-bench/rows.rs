@@ -1,11 +1,11 @@
 //! Job: the rows there are: their names, what each measures and in which unit.
 //! Before: the command line names some.
-//! After: `bulk`, `messages` and `connects` measure.
+//! After: `bulk`, `messages`, `connects`, `idle`, `stuck` and `vms` measure.
 //! Rules: a row is the same for every contender.
 
 use crate::Options;
 use crate::report::Outcome;
-use crate::{bulk, connects, messages};
+use crate::{bulk, connects, idle, messages, stuck, vms};
 use vsock_driver::ring::Mode::{self, Polling, Waiting};
 
 /// How a guest cuts its packets.
@@ -15,6 +15,15 @@ pub enum Cut {
     Pages,
     /// Header and one piece.
     OnePiece,
+}
+
+/// Where applications do not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// In the guest.
+    Guest,
+    /// On the host.
+    Host,
 }
 
 /// What is measured.
@@ -36,6 +45,16 @@ pub enum What {
     HostConnects(usize),
     /// Memory of so many idle connections.
     Idle(usize),
+    /// Bulk of one connection beside so many idle ones.
+    Beside(usize),
+    /// Memory of so many idle guests, and one that does not count.
+    IdleGuests(usize),
+    /// Wake-ups of an idle daemon.
+    WakeUps,
+    /// Processor time while so many readers of a side are stuck.
+    Stuck(Side, usize),
+    /// Bulk from so many VMs at once.
+    Vms(usize),
 }
 
 /// A row.
@@ -53,10 +72,23 @@ impl Row {
     /// The unit of its value.
     pub fn unit(&self) -> &'static str {
         match self.what {
-            What::FromGuest(..) | What::ToGuest(..) | What::Both(_) => "MB/s",
+            What::FromGuest(..) | What::ToGuest(..) | What::Both(_) | What::Vms(_) => "MB/s",
             What::RoundTrip(_) => "us",
             What::Messages(_) | What::GuestConnects(_) | What::HostConnects(_) => "1/s",
             What::Idle(_) => "B",
+            What::Beside(_) => "part",
+            What::IdleGuests(_) => "KiB",
+            What::WakeUps => "wake-ups/s",
+            What::Stuck(..) => "%",
+        }
+    }
+
+    /// How many VMs the daemon has to serve.
+    pub fn vms(&self) -> usize {
+        match self.what {
+            What::Vms(count) => count,
+            What::IdleGuests(count) => count + 1,
+            _ => 1,
         }
     }
 }
@@ -73,21 +105,35 @@ pub fn all() -> Vec<Row> {
         row("g2h-4k", "guest to host, 4 KiB", What::FromGuest(4096, Cut::OnePiece, Waiting)),
         row("g2h-4k-poll", "same, polling guest", What::FromGuest(4096, Cut::OnePiece, Polling)),
         row("g2h-256", "guest to host, 256 B", What::FromGuest(256, Cut::OnePiece, Waiting)),
+        row("g2h-256-poll", "same, polling guest", What::FromGuest(256, Cut::OnePiece, Polling)),
         row("h2g", "host to guest, receive buffers of 3776 B", What::ToGuest(small, Waiting)),
         row("h2g-poll", "same, polling guest", What::ToGuest(small, Polling)),
         row("h2g-64k", "host to guest, receive buffers of 64 KiB", What::ToGuest(65_536 + 44, Waiting)),
         row("both", "both directions at once, 64 KiB, the sum", What::Both(Waiting)),
+        row("both-poll", "same, polling guest", What::Both(Polling)),
         row("rtt", "round trip of 1 byte", What::RoundTrip(Waiting)),
         row("rtt-poll", "same, polling guest", What::RoundTrip(Polling)),
         row("connect-guest", "connections by the guest, one at a time", What::GuestConnects(1)),
         row("connect-guest-16", "same, 16 at once", What::GuestConnects(16)),
         row("connect-host", "connections by the host, one at a time", What::HostConnects(1)),
         row("connect-host-4", "same, 4 at once", What::HostConnects(4)),
+        row("connect-host-16", "same, 16 at once", What::HostConnects(16)),
         row("messages-1", "64 B there and back, 1 connection", What::Messages(1)),
         row("messages-16", "same, 16 connections", What::Messages(16)),
         row("messages-256", "same, 256 connections", What::Messages(256)),
         row("messages-1024", "same, 1024 connections", What::Messages(1024)),
+        row("messages-4096", "same, 4096 connections", What::Messages(4096)),
+        row("vms-1", "guest to host, 128 connections of 1 VM", What::Vms(1)),
+        row("vms-16", "same, of 16 VMs in one daemon", What::Vms(16)),
+        row("vms-128", "same, of 128 VMs in one daemon", What::Vms(128)),
         row("idle", "memory of an idle connection", What::Idle(2000)),
+        row("idle-10k", "4 KiB packets beside 10,000 idle connections, to without", What::Beside(10_000)),
+        row("idle-guest", "memory of an idle guest", What::IdleGuests(64)),
+        row("wake-ups", "wake-ups of a daemon with an idle guest", What::WakeUps),
+        row("stuck-1", "processor while 1 application in the guest does not read", What::Stuck(Side::Guest, 1)),
+        row("stuck-16", "same, 16", What::Stuck(Side::Guest, 16)),
+        row("stuck-host-1", "same, 1 on the host", What::Stuck(Side::Host, 1)),
+        row("stuck-host-16", "same, 16 on the host", What::Stuck(Side::Host, 16)),
     ]
 }
 
@@ -106,7 +152,12 @@ pub fn run(what: What, options: &Options) -> Outcome {
         What::Messages(count) => messages::many(options, count),
         What::GuestConnects(parallel) => connects::by_guest(options, parallel),
         What::HostConnects(parallel) => connects::by_host(options, parallel),
-        What::Idle(count) => connects::idle(options, count),
+        What::Idle(count) => idle::connections(options, count),
+        What::Beside(count) => idle::beside(options, count),
+        What::IdleGuests(_) => idle::guests(options),
+        What::WakeUps => idle::wake_ups(options),
+        What::Stuck(side, count) => stuck::readers(options, side, count),
+        What::Vms(_) => vms::from_guests(options),
     };
     result.unwrap_or_else(|error| Outcome::Failed(error.to_string()))
 }

@@ -3,7 +3,7 @@
 //! After: rows put packets and take them, one window of credit for each connection, as Linux does.
 //! Rules: payload is never touched. Whoever waits asks for a deadline.
 
-use crate::Options;
+use crate::Vm;
 use crate::report::HANGS_AFTER;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,6 +21,9 @@ use vsock_driver::ring::Mode;
 pub const WINDOW: u32 = 256 * 1024;
 /// The port that host applications listen at.
 pub const PORT: u32 = 1000;
+
+/// How long a guest sleeps at most before it looks at the clock.
+pub const NAP: Duration = Duration::from_millis(100);
 
 /// The guest's end of a connection.
 #[derive(Clone, Debug)]
@@ -70,10 +73,10 @@ pub struct Session {
 
 impl Session {
     /// Boots a guest with receive buffers of a size.
-    pub fn boot(options: &Options, rx: usize, mode: Mode) -> io::Result<Self> {
+    pub fn boot(vm: &Vm, rx: usize, mode: Mode) -> io::Result<Self> {
         let deadline = Deadline::after(HANGS_AFTER);
         let front = loop {
-            match FrontEnd::connect(&options.socket) {
+            match FrontEnd::connect(&vm.socket) {
                 Ok(front) => break front,
                 Err(error) if deadline.is_over() => return Err(error),
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
@@ -117,7 +120,9 @@ impl Session {
         let mut any = false;
         while let Some(header) = self.guest.take_header() {
             any = true;
-            conn.learn(&header);
+            if header.dst_port == conn.local {
+                conn.learn(&header);
+            }
             if header.op == op::CREDIT_REQUEST || conn.received.wrapping_sub(conn.told) > WINDOW - 65_536 {
                 self.tell_credit(conn);
             }
@@ -144,8 +149,8 @@ impl Session {
 }
 
 /// A listener for the guest's connections; a stale one is removed.
-pub fn listen(options: &Options) -> io::Result<UnixListener> {
-    let path = host::listener_path(&options.uds, PORT);
+pub fn listen(vm: &Vm) -> io::Result<UnixListener> {
+    let path = host::listener_path(&vm.uds, PORT);
     let _ = std::fs::remove_file(&path);
     UnixListener::bind(path)
 }
