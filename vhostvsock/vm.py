@@ -144,8 +144,11 @@ class ServedVm:
         pid, uid, _ = peer_credentials(sock)
         try:
             async with asyncio.timeout(HANDOVER_SECONDS):
+                if not self._free.is_set():
+                    self.ask()
                 await self._free.wait()
         except TimeoutError:
+            self.ask()  # a front-end that holds up the thread is thrown out, and the next one that comes is served
             self._say(
                 logging.WARNING,
                 f"front-end of pid {pid} refused: another one is attached to {self.config.socket}",

@@ -7,6 +7,7 @@
 mod clients;
 mod from_guest;
 mod hosts;
+mod nudge;
 mod plane;
 mod poller;
 mod polling;
@@ -18,6 +19,7 @@ use crate::ids::{GuestCid, GuestPort};
 use crate::slab::Id;
 use crate::stats::{Snapshot, Stats};
 use crate::timers::SECOND;
+use crate::vhost_user::session::CallBlocks;
 use crate::virtio::queue::RingError;
 use plane::Plane;
 use rustix::event::{EventfdFlags, eventfd};
@@ -25,10 +27,16 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 pub use visibility::Scope;
+
+/// How long a thread may take to end before something must be holding it up.
+const END_WITHIN: Duration = Duration::from_millis(200);
+/// How often it is looked after until then, and how often it is nudged from then on.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// What a device has to know of its VM.
 #[derive(Clone, Debug)]
@@ -74,6 +82,14 @@ enum Failure {
     Ring(RingError),
     /// Guest memory that was mapped cannot be accessed any more.
     Memory,
+    /// A call descriptor made us wait.
+    Call,
+}
+
+impl From<CallBlocks> for Failure {
+    fn from(CallBlocks: CallBlocks) -> Self {
+        Self::Call
+    }
 }
 
 impl From<RingError> for Failure {
@@ -152,12 +168,15 @@ pub struct Device {
     shared: Arc<Shared>,
     /// The thread.
     thread: Option<JoinHandle<()>>,
+    /// How often it was asked for a pong.
+    pings: AtomicU64,
 }
 
 impl Device {
     /// Starts the device `number`, which serves the clients of `listener`, a UNIX socket that listens and does not
     /// block, from now on.
     pub fn start(number: u64, settings: Settings, listener: OwnedFd, events: Arc<Events>) -> io::Result<Self> {
+        nudge::install()?;
         let shared = Arc::new(Shared {
             command: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
             stop: AtomicBool::new(false),
@@ -178,7 +197,7 @@ impl Device {
             };
             last_words.state(Kind::Fault, Level::Error, fault);
         })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread), pings: AtomicU64::new(0) })
     }
 
     /// Hands a connected vhost-user socket over. The error closes it.
@@ -206,9 +225,16 @@ impl Device {
         self.shared.tell(Command::Netns(netns, local));
     }
 
-    /// Has the thread count one more pong, once it gets round to it.
-    pub fn ping(&self) {
+    /// Has the thread count one more pong, once it gets round to it; whether it was asked. One that owes a pong already is not
+    /// asked again, but got out of what it waits in.
+    pub fn ping(&self) -> bool {
+        if self.pings.load(Ordering::Relaxed) != self.shared.stats.pongs.get() {
+            self.thread.iter().for_each(nudge::nudge);
+            return false;
+        }
+        self.pings.fetch_add(1, Ordering::Relaxed);
         self.shared.tell(Command::Ping);
+        true
     }
 
     /// The counters as they are now.
@@ -227,6 +253,13 @@ impl Drop for Device {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake();
         if let Some(thread) = self.thread.take() {
+            let asked = Instant::now();
+            while !thread.is_finished() {
+                std::thread::sleep(LOOK_EVERY);
+                if asked.elapsed() > END_WITHIN {
+                    nudge::nudge(&thread);
+                }
+            }
             let _ = thread.join();
         }
     }

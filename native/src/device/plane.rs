@@ -402,8 +402,8 @@ impl Plane {
         let filled = self.to_guest.fill(rx, &session.memory, &mut self.hosts, self.now)?;
         progress |= filled.progress;
         self.starved = filled.starved;
-        publish(rx_ring, &self.hosts);
-        publish(tx_ring, &self.hosts);
+        publish(rx_ring, &self.hosts)?;
+        publish(tx_ring, &self.hosts)?;
         if session.memory.is_broken() {
             return Err(Failure::Memory);
         }
@@ -436,13 +436,11 @@ impl Plane {
 }
 
 /// Makes the chains that were given back visible to the guest, and interrupts it if it wants that.
-fn publish(ring: &mut Vring, hosts: &Hosts) {
-    if ring.queue.as_mut().is_some_and(Queue::publish) {
-        if let Some(call) = &ring.call {
-            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
-            hosts.stats.interrupts.add(1);
-        }
+fn publish(ring: &mut Vring, hosts: &Hosts) -> Result<(), Failure> {
+    if ring.queue.as_mut().is_some_and(Queue::publish) && ring.interrupt()? {
+        hosts.stats.interrupts.add(1);
     }
+    Ok(())
 }
 
 /// What a failure is to people.
@@ -451,6 +449,7 @@ fn describe(failure: &Failure) -> String {
         Failure::Ring(RingError::AvailableIndex) => "the guest's driver moved an available index too far".into(),
         Failure::Ring(RingError::Head) => "the guest's driver made a descriptor available that does not exist".into(),
         Failure::Memory => "guest memory that was shared cannot be accessed any more: its file shrank".into(),
+        Failure::Call => "writing to its call descriptor blocks".into(),
     }
 }
 
