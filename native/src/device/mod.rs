@@ -122,6 +122,9 @@ enum Command {
     Netns(u64, bool),
     /// Show that the thread gets round: count it.
     Ping,
+    /// Have something happen, for a test.
+    #[cfg(feature = "faults")]
+    Fault(crate::faults::Fault),
 }
 
 /// What the handle and the thread share.
@@ -235,6 +238,12 @@ impl Device {
         self.pings.fetch_add(1, Ordering::Relaxed);
         self.shared.tell(Command::Ping);
         true
+    }
+
+    /// Has something happen to the thread, for a test.
+    #[cfg(feature = "faults")]
+    pub fn inject(&self, fault: crate::faults::Fault) {
+        self.shared.tell(Command::Fault(fault));
     }
 
     /// The counters as they are now.

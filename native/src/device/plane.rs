@@ -257,6 +257,8 @@ impl Plane {
                 self.hosts.judge_parked(self.now);
             }
             Command::Ping => self.hosts.stats.pongs.add(1),
+            #[cfg(feature = "faults")]
+            Command::Fault(fault) => crate::faults::inject(fault),
         }
     }
 
