@@ -195,7 +195,7 @@ impl Device {
             let run = std::panic::AssertUnwindSafe(|| Plane::new(seeds).run());
             let fault = match std::panic::catch_unwind(run) {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => format!("the device's thread cannot go on: {error}"),
                 Err(panic) => panic_text(&*panic),
             };
             last_words.state(Kind::Fault, Level::Error, fault);
