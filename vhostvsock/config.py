@@ -30,6 +30,14 @@ DEFAULT_HANDSHAKE_TIMEOUT = 5.0
 MAX_POLL_US = 1000
 # About what a wake-up costs. Measured: see docs/performance.md.
 DEFAULT_POLL_US = 50
+# What one VM's connections may take: docs/threat-model.md has the arithmetic. Each is a descriptor, too, of which a
+# process has no more than about a million (/proc/sys/fs/nr_open).
+MAX_CONNECTIONS = 1 << 20
+DEFAULT_MAX_CONNECTIONS = 16384
+# Below a page a guest would stall at each write; above, Linux guests use no more than their own window, 256 KiB.
+MIN_BUF_ALLOC = 4096
+MAX_BUF_ALLOC = 16 << 20
+DEFAULT_BUF_ALLOC = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,8 @@ class VmConfig:
     socket_access: Access = Access()
     uds_access: Access = Access()
     poll_us: int = DEFAULT_POLL_US  # how long to look for more at the most before sleeping, in microseconds
+    max_connections: int = DEFAULT_MAX_CONNECTIONS  # that may be open, or being opened, at once
+    buf_alloc: int = DEFAULT_BUF_ALLOC  # receive window of each connection, in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,8 @@ _VM_KEYS: dict[str, type | tuple[type, ...]] = {
     "uds_mode": str,
     "uds_owner": str,
     "poll_us": int,
+    "max_connections": int,
+    "buf_alloc": int,
 }
 _TOP_TYPES: dict[str, type] = {"runtime_dir": str, "bridge_mode": str, "bridge_owner": str, "parent": bool}
 # In place of a CID: the lowest that is free in the domain of the VM's namespace.
@@ -104,6 +116,8 @@ def from_flags(
     runtime_dir: str | None = None,
     parent: bool = True,
     poll_us: int | None = None,
+    max_connections: int | None = None,
+    buf_alloc: int | None = None,
     bridge_mode: str | None = None,
 ) -> DaemonConfig:
     """The configuration of a single VM, from the command line."""
@@ -112,7 +126,14 @@ def from_flags(
     except ValueError as error:
         raise ConfigError(f"--guest-cid: {error}") from None
     table: dict[str, Any] = {"cid": number, "socket": socket, "uds_path": uds_path}
-    optional = {"name": name, "socket_mode": socket_mode, "socket_owner": socket_owner, "poll_us": poll_us}
+    optional = {
+        "name": name,
+        "socket_mode": socket_mode,
+        "socket_owner": socket_owner,
+        "poll_us": poll_us,
+        "max_connections": max_connections,
+        "buf_alloc": buf_alloc,
+    }
     table.update((key, value) for key, value in optional.items() if value is not None)
     vm = _vm_from_table(table, where=None, base="")
     _check_together([vm], "command line")
@@ -217,6 +238,13 @@ def _vm_from_table(table: Mapping[str, Any], *, where: Callable[[str], str] | No
     except ValueError as error:
         raise ConfigError(f"{label('cid')}: {error}") from None
     socket_access = _access(table, "socket", Access(), label)
+
+    def number(key: str, default: int, least: int, most: int) -> int:
+        value: int = table.get(key, default)
+        if not least <= value <= most:
+            raise ConfigError(f"{label(key)}: {value} is out of range", hint=f"use {least} to {most}")
+        return value
+
     return VmConfig(
         name=_name(table.get("name", _default_name(cid, table["socket"])), label("name")),
         cid=cid,
@@ -224,7 +252,9 @@ def _vm_from_table(table: Mapping[str, Any], *, where: Callable[[str], str] | No
         uds_path=_path(table["uds_path"], base, SUN_PATH_BYTES - LONGEST_PORT_SUFFIX, label("uds_path")),
         socket_access=socket_access,
         uds_access=_access(table, "uds", socket_access, label),
-        poll_us=_poll(table.get("poll_us", DEFAULT_POLL_US), label("poll_us")),
+        poll_us=number("poll_us", DEFAULT_POLL_US, 0, MAX_POLL_US),
+        max_connections=number("max_connections", DEFAULT_MAX_CONNECTIONS, 1, MAX_CONNECTIONS),
+        buf_alloc=number("buf_alloc", DEFAULT_BUF_ALLOC, MIN_BUF_ALLOC, MAX_BUF_ALLOC),
     )
 
 
@@ -285,12 +315,6 @@ def _access(table: Mapping[str, Any], prefix: str, default: Access, label: Any) 
     if f"{prefix}_owner" in table:
         uid, gid = _owner(table[f"{prefix}_owner"], label(f"{prefix}_owner"))
     return Access(mode, uid, gid)
-
-
-def _poll(value: int, label: str) -> int:
-    if not 0 <= value <= MAX_POLL_US:
-        raise ConfigError(f"{label}: {value} is out of range", hint=f"use 0 (off) to {MAX_POLL_US} microseconds")
-    return value
 
 
 def _mode(text: str, label: str) -> int:

@@ -336,10 +336,12 @@ class Device(_Handle):
         _call(what, _lib.vhv_device_netns, self.handle, netns, int(local))
 
     def ping(self) -> None:
-        """Ask the device's thread for a sign of life, unless it owes one already; see `owes_pong`."""
-        if not self.owes_pong():
-            _call(f"vm {self.name}: cannot ask the device's thread", _lib.vhv_device_ping, self.handle)
-            self._pings += 1
+        """Ask the device's thread for a sign of life; see `owes_pong`.
+
+        A thread that owes one already is not asked again, but got out of what it waits in, should a front-end have seen
+        to it that it waits.
+        """
+        self._pings += _call(f"vm {self.name}: cannot ask the device's thread", _lib.vhv_device_ping, self.handle)
 
     def owes_pong(self) -> bool:
         """Whether the thread has not come round to the last ping."""

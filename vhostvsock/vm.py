@@ -57,6 +57,7 @@ class ServedVm:
     def __init__(self, config: VmConfig, handshake_timeout: float, registry: Registry, on_ask: AskHandler) -> None:
         self.config = config
         self.claim: Claim | None = None
+        self._failed: tuple[Claim, str] | None = None  # what the VM had when its device failed, and why that was
         self._registry = registry
         self._on_ask = on_ask
         self._handshake_timeout = handshake_timeout
@@ -84,6 +85,8 @@ class ServedVm:
                 hybrid_listener=self._clients.fileno(),
                 uds_path=self.config.uds_path,
                 poll_us=self.config.poll_us,
+                max_connections=self.config.max_connections,
+                buf_alloc=self.config.buf_alloc,
                 handshake_timeout_ms=max(1, round(self._handshake_timeout * 1000)),
             )
         )
@@ -96,6 +99,8 @@ class ServedVm:
 
     def handle_event(self, event: Event) -> None:
         """Follow the device's state, and log what it tells."""
+        if event.kind is EventKind.FAULT and self.claim is not None:
+            self._failed = self.claim, event.text
         if event.kind in (EventKind.DETACHED, EventKind.FAULT):
             self._release()
         self._become(_STATES.get(event.kind, self.state))
@@ -144,8 +149,11 @@ class ServedVm:
         pid, uid, _ = peer_credentials(sock)
         try:
             async with asyncio.timeout(HANDOVER_SECONDS):
+                if not self._free.is_set():
+                    self.ask()
                 await self._free.wait()
         except TimeoutError:
+            self.ask()  # a front-end that holds up the thread is thrown out, and the next one that comes is served
             self._say(
                 logging.WARNING,
                 f"front-end of pid {pid} refused: another one is attached to {self.config.socket}",
@@ -158,6 +166,7 @@ class ServedVm:
             self._release()
             cid = None if self.config.cid is None else self.config.cid.value
             self.claim = claim = self._registry.claim(netns, cid, self.config.name)
+            self._failed = None
         except Refused as error:
             self._say(logging.ERROR, f"front-end of pid {pid} refused: {error}")
             return
@@ -222,12 +231,15 @@ class ServedVm:
         self._living().answer(token, sock)
 
     def row(self, viewer: NetnsId, mode: Mode) -> dict[str, Any] | None:
-        """What `vhostvsock ls` shows a viewer; None where it may not see the VM."""
-        claim = self.claim
-        if claim is None:
+        """What `vhostvsock ls` shows a viewer; None where it may not see the VM.
+
+        A VM whose device failed is shown as it was, with the reason, until its QEMU comes again.
+        """
+        claim, reason = self._failed or (self.claim, None)
+        if claim is None or not may_reach(viewer, mode, claim.netns, claim.mode):
             return None
-        if not may_reach(viewer, mode, claim.netns, claim.mode):
-            return None
+        if reason is not None:
+            return claim.row(0) | {"state": "failed", "reason": reason}
         return claim.row(0 if self._device is None else self._device.stats()["connections"])
 
     async def revive(self, engine: Engine) -> None:

@@ -73,11 +73,20 @@ pub struct Event {
     pub text: String,
 }
 
+/// What waits.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Events, the oldest first.
+    events: VecDeque<Event>,
+    /// Log lines that were dropped since that was told last.
+    lost: u64,
+}
+
 /// The queue between all devices and their control plane.
 #[derive(Debug)]
 pub struct Events {
     /// Waiting events.
-    queue: Mutex<VecDeque<Event>>,
+    queue: Mutex<Waiting>,
     /// Readable while events wait.
     signal: OwnedFd,
     /// Log lines below this level are not made.
@@ -106,18 +115,19 @@ impl Events {
         level as u32 >= self.level.load(Ordering::Relaxed)
     }
 
-    /// Adds an event. A log line that finds the queue full is dropped. Of a device's rings that start and stop faster than
+    /// Adds an event. A log line that finds the queue full is dropped, which is told once there is room. Of a device's rings that start and stop faster than
     /// anybody reads, only the last news are kept. Everything else is bounded by whoever answers it.
     pub fn push(&self, event: Event) {
         let mut queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if event.kind == Kind::Log && queue.len() >= CAPACITY {
+        if event.kind == Kind::Log && queue.events.len() >= CAPACITY {
+            queue.lost += 1;
             return;
         }
         let rings = |kind| matches!(kind, Kind::Started | Kind::Stopped);
         let of_rings = |other: &&mut Event| other.device == event.device && other.kind != Kind::Log;
-        match queue.iter_mut().rev().take(LOOK_BACK).find(of_rings).filter(|last| rings(last.kind)) {
+        match queue.events.iter_mut().rev().take(LOOK_BACK).find(of_rings).filter(|last| rings(last.kind)) {
             Some(last) if rings(event.kind) => *last = event,
-            _ => queue.push_back(event),
+            _ => queue.events.push_back(event),
         }
         drop(queue);
         let _ = write(&self.signal, &1_u64.to_ne_bytes());
@@ -126,7 +136,12 @@ impl Events {
     /// Takes the oldest event out.
     pub fn pop(&self) -> Option<Event> {
         let mut queue = self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let event = queue.pop_front();
+        let event = queue.events.pop_front();
+        if event.is_none() && queue.lost > 0 {
+            let text = format!("{} log lines were lost: there were too many at once", std::mem::take(&mut queue.lost));
+            let (kind, level) = (Kind::Log, Level::Warning);
+            return Some(Event { device: 0, kind, level, token: 0, value: 0, fd: None, text });
+        }
         if event.is_none() {
             // Under the lock, so that a push in between signals anew.
             let _ = read(&self.signal, &mut [0; 8]);
@@ -193,5 +208,24 @@ impl Log {
         if self.count <= PER_WINDOW {
             self.state(Kind::Log, level, text());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_lines_beyond_the_bound_are_dropped_and_that_is_told() {
+        let events = std::sync::Arc::new(Events::new().unwrap());
+        let log = Log::new(std::sync::Arc::clone(&events), 1);
+        for _ in 0..CAPACITY + 7 {
+            log.line(Level::Error, || "again".into());
+        }
+        // What is no log line has its place.
+        log.state(Kind::Fault, Level::Error, "");
+        let texts: Vec<_> = std::iter::from_fn(|| events.pop()).map(|event| event.text).collect();
+        assert_eq!(texts.len(), CAPACITY + 2);
+        assert!(texts.last().unwrap().starts_with("7 log lines were lost"), "{:?}", texts.last());
     }
 }

@@ -15,6 +15,7 @@
 
 pub mod device;
 pub mod events;
+pub mod faults;
 pub mod ffi;
 pub mod host;
 pub mod ids;

@@ -80,7 +80,7 @@ counters! {
     refused_no_listener,
     /// Guest requests refused because the listener's backlog stayed full until the timeout.
     refused_backlog,
-    /// Requests of either side refused for want of file descriptors or memory, or for the configured limit.
+    /// Requests of either side refused for want of file descriptors or memory, or for a limit.
     refused_limit,
     /// Host requests that the guest refused.
     refused_by_guest,
@@ -102,10 +102,20 @@ counters! {
     reset_overrun,
     /// Connections reset because the device was reset or its front-end went away.
     reset_device,
+    /// Connections reset for want of memory for what the host application does not take.
+    reset_memory,
+    /// Connections that the guest reset.
+    reset_by_guest,
+    /// Connections reset because the host application closed its socket with bytes of the guest unread.
+    reset_by_host,
     /// Connections that the guest never confirmed as closed.
     timeout_close,
     /// RST packets for ports without a connection.
     rst_unknown,
+    /// RST packets for a type of socket that is not offered.
+    rst_type,
+    /// Packets that mean nothing in the state of their connection, and RST packets for none.
+    ignored,
     /// Packets dropped for a source or destination CID that is not the guest's or not the host's.
     dropped_forged,
     /// Packets dropped because header and descriptor chain do not fit.
@@ -126,6 +136,8 @@ counters! {
     to_guest_bytes,
     /// Payload bytes that waited in our memory for a slow host application.
     backlog_bytes,
+    /// Times that the kernel had no memory for what a socket was to take or give, and was asked again later.
+    no_buffers,
     /// Kicks of the guest.
     kicks,
     /// Interrupts sent to the guest.

@@ -33,6 +33,9 @@ class FakeDevice:
     def attach(self, front_end: socket.socket, _terms: object) -> None:
         self.front_ends.append(socket.socket(fileno=front_end.detach()))
 
+    def ping(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
         for each in self.front_ends:

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from conftest import ROOT, lacking, tool
@@ -109,8 +109,10 @@ class World:
         self._program = program
         self._all: list[Lines] = []
 
-    def daemon(self, vms: dict[str, int | str], namespace: str | None = None) -> Lines:
-        """A daemon, ready, that serves VMs by name and CID at NAME.vh and NAME.v."""
+    def daemon(
+        self, vms: dict[str, int | str], namespace: str | None = None, program: Sequence[str] = ("-m", "vhostvsock")
+    ) -> Lines:
+        """A daemon, ready, that serves VMs by name and CID at NAME.vh and NAME.v. `program`: what Python runs."""
         config = self.directory / f"{'-'.join(vms)}.toml"
         config.write_text(
             "".join(
@@ -120,7 +122,7 @@ class World:
                 for name, cid in vms.items()
             )
         )
-        words = [sys.executable, "-m", "vhostvsock", "run", "--config", str(config), "--no-parent", "-v"]
+        words = [sys.executable, *program, "run", "--config", str(config), "--no-parent", "-v"]
         made = Lines([*within(namespace), *words], self.directory, self.env, stderr=True)
         self._all.append(made)
         made.wait("vhostvsock: ready:")

@@ -46,6 +46,13 @@ def test_a_file_with_two_vms() -> None:
     assert found.handshake_timeout == 5.0
 
 
+def test_a_vm_has_bounds_also_where_none_are_given() -> None:
+    (given,) = load(vm(max_connections=5, buf_alloc=8192)).vms
+    assert (given.max_connections, given.buf_alloc) == (5, 8192)
+    (default,) = load(vm()).vms
+    assert (default.max_connections, default.buf_alloc) == (16384, 262144)
+
+
 def test_the_name_defaults_to_the_cid() -> None:
     assert load(vm(name=None)).vms[0].name == "cid42"
 
@@ -72,6 +79,11 @@ def test_relative_paths_start_at_the_directory_of_the_file(tmp_path: Path) -> No
         (vm(cid=42.0), ["'web'", "cid must be"]),
         (vm(poll_us=1001), ["'web'", "poll_us: 1001 is out of range"]),
         (vm(poll_us=-1), ["poll_us: -1"]),
+        (vm(max_connections=0), ["'web'", "max_connections: 0 is out of range"]),
+        (vm(max_connections=(1 << 20) + 1), ["max_connections: 1048577"]),
+        (vm(max_connections=True), ["max_connections must be a number"]),
+        (vm(buf_alloc=4095), ["'web'", "buf_alloc: 4095 is out of range"]),
+        (vm(buf_alloc=(16 << 20) + 1), ["buf_alloc: 16777217"]),
         (vm(cid=2), ["'web'", "cid", "reserved"]),
         (vm(cid=1 << 32), ["'web'", "cid", "32 bits"]),
         (vm(cid=None), ["'web'", "cid is missing"]),
@@ -141,6 +153,8 @@ def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
         ({"socket_owner": ":"}, "--socket-owner"),
         ({"handshake_timeout": -1.0}, "--handshake-timeout"),
         ({"uds_path": "a"}, "already the socket"),
+        ({"max_connections": 0}, "--max-connections: 0 is out of range"),
+        ({"buf_alloc": 1}, "--buf-alloc: 1 is out of range"),
     ],
 )
 def test_a_mistake_in_flags_is_named_by_its_flag(flags: dict[str, Any], part: str) -> None:

@@ -16,7 +16,8 @@ from vhostvsock.config import VmConfig
 from vhostvsock.ids import Cid
 from vhostvsock.native import Device, Engine, Event, EventKind
 from vhostvsock.registry.errors import Refused
-from vhostvsock.registry.records import Claim
+from vhostvsock.registry.records import Claim, Daemon
+from vhostvsock.registry.rules import Domain, Mode, NetnsId
 from vhostvsock.registry.store import Registry
 from vhostvsock.vm import ServedVm
 
@@ -43,7 +44,7 @@ async def served(registry: FakeRegistry, cid: Cid | None = None) -> ServedVm:
 
 
 def event(kind: EventKind, **more: Any) -> Event:
-    return Event(kind, logging.INFO, 1, "", **more)
+    return Event(kind, logging.INFO, 1, more.pop("text", ""), **more)
 
 
 def test_a_namespace_that_cannot_be_looked_up_is_not_answered_and_ends_nothing() -> None:
@@ -73,6 +74,21 @@ def test_the_status_tells_the_cid_that_a_vm_has_or_will_have(kind: EventKind) ->
         assert said == [77, "auto"]
         assert registry.released == [CLAIM]
         assert (await served(registry, Cid(42))).cid == 42
+
+    asyncio.run(main())
+
+
+def test_a_vm_whose_device_failed_is_shown_with_the_reason_to_those_who_saw_it_before() -> None:
+    async def main() -> None:
+        vm = await served(FakeRegistry())
+        here, elsewhere = NetnsId(5), NetnsId(6)
+        daemon = Daemon("d", 1, "bridge")
+        vm.claim = Claim("c", "a", Cid(77), here, Domain(here), True, daemon)
+        vm.handle_event(event(EventKind.FAULT, text="a panic"))
+        row = vm.row(here, Mode.LOCAL)
+        assert row is not None
+        assert (row["state"], row["reason"], row["cid"], row["connections"]) == ("failed", "a panic", 77, 0)
+        assert vm.row(elsewhere, Mode.GLOBAL) is None
 
     asyncio.run(main())
 

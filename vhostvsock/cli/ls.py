@@ -27,6 +27,8 @@ def main(args: argparse.Namespace) -> int:
     names = _namespace_names()
     for row in rows:
         row["netns"] = names.get(row["netns"], str(row["netns"]))
+        if "reason" in row:
+            row["state"] += f" ({row['reason']})"
     say(table([_TITLES, *(tuple(str(row[column]) for column in _COLUMNS) for row in rows)]))
     return 0
 

@@ -24,7 +24,8 @@ columns:
   CID     the guest's; for `cid = "auto"`, the one that was found
   NETNS   the namespace in which its QEMU attached
   MODE    global or local
-  STATE   running: the guest's driver is up; attached: QEMU is there, its driver is not
+  STATE   running: the guest's driver is up; attached: QEMU is there, its driver is not; failed: the VM lost its
+          device to a fault of the daemon's, for the reason told, and gets it back when its QEMU connects again
   CONNS   connections open now
 
 examples:

@@ -18,7 +18,18 @@ from vhostvsock.daemon import Daemon
 from vhostvsock.errors import ConfigError
 from vhostvsock.systemd import activation
 
-_ONE_VM = ("guest_cid", "socket", "uds_path", "name", "socket_mode", "socket_owner", "bridge_mode", "poll_us")
+_ONE_VM = (
+    "guest_cid",
+    "socket",
+    "uds_path",
+    "name",
+    "socket_mode",
+    "socket_owner",
+    "bridge_mode",
+    "poll_us",
+    "max_connections",
+    "buf_alloc",
+)
 _NEEDED = ("guest_cid", "socket", "uds_path")
 
 
@@ -63,6 +74,8 @@ def configuration(args: argparse.Namespace) -> DaemonConfig:
         runtime_dir=args.runtime_dir,
         parent=not args.no_parent,
         poll_us=args.poll_us,
+        max_connections=args.max_connections,
+        buf_alloc=args.buf_alloc,
         bridge_mode=args.bridge_mode,
     )
 

@@ -56,6 +56,8 @@ examples:
   uds_mode = "0666"                   # optional; default: socket_mode
   uds_owner = ":users"                # optional; default: socket_owner
   poll_us = 50                        # optional; see --poll-us
+  max_connections = 16384             # optional; see --max-connections
+  buf_alloc = 262144                  # optional; see --buf-alloc
 
   Relative paths in the file start at the file's own directory.
 
@@ -110,6 +112,21 @@ def add(commands: Subparsers) -> None:
         type=int,
         help="after work, look for more for so long at the most before sleeping: less waiting for more processor time, "
         "and none while the VM is idle; 0 to 1000, 0 for never (default: 50)",
+    )
+    one.add_argument(
+        "--max-connections",
+        metavar="NUMBER",
+        type=int,
+        help="connections of the VM that may be open at once, whoever asked for them; further ones are refused; 1 to "
+        "1048576 (default: 16384). With --buf-alloc it bounds the memory that the VM can make the daemon use: "
+        "connections times window",
+    )
+    one.add_argument(
+        "--buf-alloc",
+        metavar="BYTES",
+        type=int,
+        help="receive window of each connection: how much the guest may send that the host application has not read; "
+        "4096 to 16777216 (default: 262144, as Linux)",
     )
     command.add_argument(
         "--handshake-timeout",

@@ -241,11 +241,19 @@ impl Hosts {
                 self.set_deadline(host, now + MILLISECOND);
             }
             // Nobody there: but perhaps somebody listens through the bridge.
-            Err(Errno::NOENT | Errno::CONNREFUSED) if self.asks && self.may_ask() => {
+            Err(Errno::NOENT | Errno::CONNREFUSED) if self.asks => {
+                if !self.may_ask() {
+                    self.turned_away(now, "too many connections to listeners of the bridge at once");
+                    return self.mux.host_refused(conn);
+                }
                 self.asked.push(conn);
                 self.mux.set_deadline(conn, now + LISTENER_TIMEOUT);
                 let from = self.mux.guest_port(conn).map_or(0, |port| port.0);
                 self.log.ask(Kind::Ask, conn.to_u64(), (u64::from(from) << 32) | u64::from(port.0), None);
+            }
+            Err(error @ (Errno::NOBUFS | Errno::NOMEM)) => {
+                self.turned_away(now, &error.to_string());
+                self.mux.host_refused(conn);
             }
             Err(_) => {
                 self.stats.refused_no_listener.add(1);
@@ -326,7 +334,7 @@ impl Hosts {
     }
 
     /// Sets a socket's deadline.
-    fn set_deadline(&mut self, host: Id, at: u64) {
+    pub(super) fn set_deadline(&mut self, host: Id, at: u64) {
         if let Some(stream) = self.streams.get_mut(host) {
             self.timers.change(host, &mut stream.deadline, Some(at));
         }

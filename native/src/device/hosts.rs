@@ -11,16 +11,19 @@ use super::visibility::Visibility;
 use crate::events::{Level, Log};
 use crate::host::handshake::{Refusal, error_line};
 use crate::host::io::{Moved, send};
-use crate::host::stream::{HostStream, Manners, Phase};
+use crate::host::stream::{HostStream, Manners, Phase, Stop};
 use crate::mux::{Expired, FromGuest, Mux};
 use crate::packet::spec::{SHUTDOWN_RCV, SHUTDOWN_SEND};
 use crate::slab::{Id, Slab};
 use crate::stats::Stats;
-use crate::timers::Timers;
+use crate::timers::{MILLISECOND, Timers};
 use crate::virtio::memory::Segment;
 use rustix::net::{SendFlags, Shutdown};
 use std::rc::Rc;
 use std::sync::Arc;
+
+/// How long to leave a socket alone for which the kernel has no memory.
+const RETRY: u64 = 10 * MILLISECOND;
 
 /// All connections of one VM, both sides of each.
 #[derive(Debug)]
@@ -109,7 +112,7 @@ impl Hosts {
         let moved = if stream.has_backlog() { Moved::WouldBlock } else { send(&stream.fd, pieces) };
         let sent = match moved {
             Moved::Bytes(sent) | Moved::Last(sent) => sent,
-            Moved::WouldBlock => 0,
+            Moved::WouldBlock | Moved::NoMemory => 0,
             Moved::Closed => {
                 self.stats.dropped_bytes.add(len as u64);
                 self.took(conn, len);
@@ -119,12 +122,26 @@ impl Hosts {
             Moved::BadMemory => return Err(Failure::Memory),
         };
         if sent < len {
-            stream.keep(pieces, sent);
+            if stream.keep(pieces, sent).is_err() {
+                self.stats.reset_memory.add(1);
+                self.log.limited(now, Level::Error, || "a connection was reset: out of memory".into());
+                self.broke(conn, host);
+                return Ok(());
+            }
             self.stats.backlog_bytes.add((len - sent) as u64);
             self.watch_room(host, true);
         }
+        if moved == Moved::NoMemory {
+            self.retry(host, now);
+        }
         self.took(conn, sent);
         Ok(())
+    }
+
+    /// The kernel has no memory for this socket's bytes: looks after it again in a while.
+    pub fn retry(&mut self, host: Id, now: u64) {
+        self.stats.no_buffers.add(1);
+        self.set_deadline(host, now + RETRY);
     }
 
     /// Gives the guest credit for bytes that were taken.
@@ -140,6 +157,7 @@ impl Hosts {
         let Some(stream) = self.streams.get_mut(host) else { return };
         stream.sends_no_more |= ready.sends_no_more;
         stream.hung_up |= ready.hung_up;
+        stream.urgent |= ready.urgent;
         match stream.phase {
             Phase::Handshake => self.read_request(host, now),
             Phase::Requested(conn) => {
@@ -178,19 +196,13 @@ impl Hosts {
     fn flush(&mut self, host: Id, now: u64) {
         let Some(stream) = self.streams.get_mut(host) else { return };
         let conn = stream.conn();
-        match stream.flush() {
-            Moved::Closed => {
-                self.stats.dropped_bytes.add(stream.drop_backlog() as u64);
-                match conn {
-                    Some(conn) => self.became_deaf(conn, host, now),
-                    None => self.close(host),
-                }
-            }
-            Moved::Bytes(sent) => {
-                if let Some(conn) = conn {
-                    self.took(conn, sent);
-                }
-                let Some(stream) = self.streams.get_mut(host).filter(|stream| !stream.has_backlog()) else { return };
+        let (sent, stop) = stream.flush();
+        if let Some(conn) = conn {
+            self.took(conn, sent);
+        }
+        let Some(stream) = self.streams.get_mut(host) else { return };
+        match stop {
+            Stop::Empty => {
                 stream.end_if_delivered();
                 if stream.phase == Phase::Draining {
                     self.finish(host);
@@ -198,7 +210,15 @@ impl Hosts {
                     self.watch_room(host, false);
                 }
             }
-            Moved::Last(_) | Moved::WouldBlock | Moved::BadMemory => {}
+            Stop::Full => {}
+            Stop::NoMemory => self.retry(host, now),
+            Stop::Closed => {
+                self.stats.dropped_bytes.add(stream.drop_backlog() as u64);
+                match conn {
+                    Some(conn) => self.became_deaf(conn, host, now),
+                    None => self.close(host),
+                }
+            }
         }
     }
 
@@ -251,7 +271,6 @@ impl Hosts {
     /// The connection of a socket is gone: delivers what waits, then closes.
     fn release(&mut self, host: Id) {
         let Some(stream) = self.streams.get_mut(host) else { return };
-        self.timers.change(host, &mut stream.deadline, None);
         match stream.phase {
             Phase::Open(_) if stream.has_backlog() && !stream.deaf => stream.phase = Phase::Draining,
             Phase::Requested(_) => self.refuse(host, Refusal::Reset),
@@ -329,7 +348,12 @@ impl Hosts {
                     self.refuse_unseen(host);
                 }
                 Phase::Connecting(conn) => self.try_again(conn, host, now),
-                Phase::Requested(_) | Phase::Open(_) | Phase::Draining => {}
+                Phase::Open(conn) => {
+                    self.flush(host, now);
+                    self.mux.host_readable(conn, now);
+                }
+                Phase::Draining => self.flush(host, now),
+                Phase::Requested(_) => {}
             }
         }
     }

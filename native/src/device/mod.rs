@@ -8,6 +8,7 @@ pub mod by_hand;
 mod clients;
 mod from_guest;
 mod hosts;
+mod nudge;
 mod plane;
 mod poller;
 mod polling;
@@ -19,6 +20,7 @@ use crate::ids::{GuestCid, GuestPort};
 use crate::slab::Id;
 use crate::stats::{Snapshot, Stats};
 use crate::timers::SECOND;
+use crate::vhost_user::session::CallBlocks;
 use crate::virtio::queue::RingError;
 use plane::Plane;
 use rustix::event::{EventfdFlags, eventfd};
@@ -26,10 +28,16 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 pub use visibility::Scope;
+
+/// How long a thread may take to end before something must be holding it up.
+const END_WITHIN: Duration = Duration::from_millis(200);
+/// How often it is looked after until then, and how often it is nudged from then on.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// What a device has to know of its VM.
 #[derive(Clone, Debug)]
@@ -75,6 +83,14 @@ enum Failure {
     Ring(RingError),
     /// Guest memory that was mapped cannot be accessed any more.
     Memory,
+    /// A call descriptor made us wait.
+    Call,
+}
+
+impl From<CallBlocks> for Failure {
+    fn from(CallBlocks: CallBlocks) -> Self {
+        Self::Call
+    }
 }
 
 impl From<RingError> for Failure {
@@ -107,6 +123,9 @@ enum Command {
     Netns(u64, bool),
     /// Show that the thread gets round: count it.
     Ping,
+    /// Have something happen, for a test.
+    #[cfg(feature = "faults")]
+    Fault(crate::faults::Fault),
 }
 
 /// What the handle and the thread share.
@@ -173,12 +192,15 @@ pub struct Device {
     shared: Arc<Shared>,
     /// The thread.
     thread: Option<JoinHandle<()>>,
+    /// How often it was asked for a pong.
+    pings: AtomicU64,
 }
 
 impl Device {
     /// Starts the device `number`, which serves the clients of `listener`, a UNIX socket that listens and does not
     /// block, from now on.
     pub fn start(number: u64, settings: Settings, listener: OwnedFd, events: Arc<Events>) -> io::Result<Self> {
+        nudge::install()?;
         let shared = Shared::new()?;
         let log = Log::new(Arc::clone(&events), number);
         let last_words = Log::new(events, number);
@@ -188,12 +210,12 @@ impl Device {
             let run = std::panic::AssertUnwindSafe(|| Plane::new(seeds).run());
             let fault = match std::panic::catch_unwind(run) {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => format!("the device's thread cannot go on: {error}"),
                 Err(panic) => panic_text(&*panic),
             };
             last_words.state(Kind::Fault, Level::Error, fault);
         })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread), pings: AtomicU64::new(0) })
     }
 
     /// Hands a connected vhost-user socket over. The error closes it.
@@ -217,9 +239,22 @@ impl Device {
         self.shared.tell(Command::Netns(netns, local));
     }
 
-    /// Has the thread count one more pong, once it gets round to it.
-    pub fn ping(&self) {
+    /// Has the thread count one more pong, once it gets round to it; whether it was asked. One that owes a pong already is not
+    /// asked again, but got out of what it waits in.
+    pub fn ping(&self) -> bool {
+        if self.pings.load(Ordering::Relaxed) != self.shared.stats.pongs.get() {
+            self.thread.iter().for_each(nudge::nudge);
+            return false;
+        }
+        self.pings.fetch_add(1, Ordering::Relaxed);
         self.shared.tell(Command::Ping);
+        true
+    }
+
+    /// Has something happen to the thread, for a test.
+    #[cfg(feature = "faults")]
+    pub fn inject(&self, fault: crate::faults::Fault) {
+        self.shared.tell(Command::Fault(fault));
     }
 
     /// The counters as they are now.
@@ -238,6 +273,13 @@ impl Drop for Device {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake();
         if let Some(thread) = self.thread.take() {
+            let asked = Instant::now();
+            while !thread.is_finished() {
+                std::thread::sleep(LOOK_EVERY);
+                if asked.elapsed() > END_WITHIN {
+                    nudge::nudge(&thread);
+                }
+            }
             let _ = thread.join();
         }
     }

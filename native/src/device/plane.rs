@@ -283,6 +283,8 @@ impl Plane {
                 self.hosts.judge_parked(self.now);
             }
             Command::Ping => self.hosts.stats.pongs.add(1),
+            #[cfg(feature = "faults")]
+            Command::Fault(fault) => crate::faults::inject(fault),
         }
     }
 
@@ -306,9 +308,11 @@ impl Plane {
 
     /// The front-end is gone, or has to go: forgets everything that it set up.
     fn detach(&mut self, why: &str) {
-        // A front-end that stays, and comes back to another daemon, goes on at the used index.
-        self.publish();
-        let Some(session) = self.session.take() else { return };
+        let Some(mut session) = self.session.take() else { return };
+        for ring in &mut session.vrings {
+            // A front-end that stays, and comes back to another daemon, goes on at the used index.
+            let _ = publish(ring, &self.hosts);
+        }
         for slot in &mut self.kicks {
             if let Some(kick) = slot.take() {
                 self.poller.remove(&*kick);
@@ -431,8 +435,8 @@ impl Plane {
         progress |= filled.progress;
         self.starved = filled.starved;
         if rx.unpublished() > 0 || tx.unpublished() >= HELD_BACK {
-            publish(tx_ring, &self.hosts);
-            publish(rx_ring, &self.hosts);
+            publish(tx_ring, &self.hosts)?;
+            publish(rx_ring, &self.hosts)?;
         }
         if session.memory.is_broken() {
             return Err(Failure::Memory);
@@ -443,8 +447,8 @@ impl Plane {
     /// Makes all that was given back visible to the guest.
     fn publish(&mut self) {
         let Some(session) = &mut self.session else { return };
-        for ring in &mut session.vrings {
-            publish(ring, &self.hosts);
+        if let Err(failure) = session.vrings.iter_mut().try_for_each(|ring| publish(ring, &self.hosts)) {
+            self.throw_out(&describe(&failure));
         }
     }
 
@@ -474,13 +478,11 @@ impl Plane {
 }
 
 /// Makes the chains that were given back visible to the guest, and interrupts it if it wants that.
-fn publish(ring: &mut Vring, hosts: &Hosts) {
-    if ring.queue.as_mut().is_some_and(Queue::publish) {
-        if let Some(call) = &ring.call {
-            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
-            hosts.stats.interrupts.add(1);
-        }
+fn publish(ring: &mut Vring, hosts: &Hosts) -> Result<(), Failure> {
+    if ring.queue.as_mut().is_some_and(Queue::publish) && ring.interrupt()? {
+        hosts.stats.interrupts.add(1);
     }
+    Ok(())
 }
 
 /// What a failure is to people.
@@ -489,6 +491,7 @@ fn describe(failure: &Failure) -> String {
         Failure::Ring(RingError::AvailableIndex) => "the guest's driver moved an available index too far".into(),
         Failure::Ring(RingError::Head) => "the guest's driver made a descriptor available that does not exist".into(),
         Failure::Memory => "guest memory that was shared cannot be accessed any more: its file shrank".into(),
+        Failure::Call => "writing to its call descriptor blocks".into(),
     }
 }
 

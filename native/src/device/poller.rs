@@ -16,6 +16,9 @@ const BATCH: usize = 256;
 /// Indices from here on, too high for a table of sockets, name the other sources.
 const FIRST_SPECIAL: u32 = u32::MAX - 15;
 
+/// What an edge-triggered source wakes for.
+const NEWS: EventFlags = EventFlags::IN.union(EventFlags::PRI).union(EventFlags::RDHUP).union(EventFlags::ET);
+
 /// What can wake a device's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token {
@@ -71,6 +74,8 @@ pub struct Ready {
     pub sends_no_more: bool,
     /// Both directions are closed.
     pub hung_up: bool,
+    /// A byte was sent with MSG_OOB.
+    pub urgent: bool,
 }
 
 /// An epoll instance.
@@ -90,13 +95,13 @@ impl Poller {
 
     /// Wakes once whenever `fd` becomes readable anew.
     pub fn add_edge(&self, fd: impl AsFd, token: Token) -> Result<()> {
-        epoll::add(&self.0, fd, token.to_data(), EventFlags::IN | EventFlags::RDHUP | EventFlags::ET)
+        epoll::add(&self.0, fd, token.to_data(), NEWS)
     }
 
     /// Says whether `fd`, which was added with [`add_edge`](Self::add_edge), shall also wake when there is room.
     pub fn watch_room(&self, fd: impl AsFd, token: Token, on: bool) -> Result<()> {
         let room = if on { EventFlags::OUT } else { EventFlags::empty() };
-        epoll::modify(&self.0, fd, token.to_data(), EventFlags::IN | EventFlags::RDHUP | EventFlags::ET | room)
+        epoll::modify(&self.0, fd, token.to_data(), NEWS | room)
     }
 
     /// Forgets `fd`. To be called before it is closed where others hold the same open file, as with eventfds: epoll
@@ -126,6 +131,7 @@ impl Poller {
                 writable: flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR),
                 sends_no_more: flags.intersects(EventFlags::RDHUP | EventFlags::HUP),
                 hung_up: flags.contains(EventFlags::HUP),
+                urgent: flags.contains(EventFlags::PRI),
             }
         }));
         Ok(())

@@ -157,7 +157,7 @@ impl ToGuestBatch {
             Moved::Last(len) => {
                 self.received(queue, hosts, (conn, host), len, now);
                 // Where the application sends no more, the end of the stream is next.
-                if hosts.stream(host).is_some_and(|stream| !stream.sends_no_more) {
+                if hosts.stream(host).is_some_and(|stream| !stream.sends_no_more && !stream.urgent) {
                     hosts.mux.host_drained(conn, now);
                 }
             }
@@ -169,8 +169,14 @@ impl ToGuestBatch {
                 self.put_back(queue, 0);
                 hosts.mux.host_drained(conn, now);
             }
+            Moved::NoMemory => {
+                self.put_back(queue, 0);
+                hosts.mux.host_drained(conn, now);
+                hosts.retry(host, now);
+            }
             Moved::Closed => {
                 self.put_back(queue, 0);
+                hosts.stats.reset_by_host.add(1);
                 hosts.broke(conn, host);
             }
             Moved::BadMemory => return Err(Failure::Memory),

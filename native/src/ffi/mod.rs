@@ -346,7 +346,8 @@ pub unsafe extern "C" fn vhv_device_netns(device: u64, netns: u64, local: u32, e
     }
 }
 
-/// Asks a device's thread for a sign of life: it adds one to the counter `pongs` when it gets round to it.
+/// Asks a device's thread for a sign of life: it adds one to the counter `pongs` when it gets round to it. Returns 1 if it was
+/// asked. One that owes a pong already is not asked again, but got out of what it waits in: 0.
 ///
 /// # Safety
 ///
@@ -354,12 +355,7 @@ pub unsafe extern "C" fn vhv_device_netns(device: u64, netns: u64, local: u32, e
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vhv_device_ping(device: u64, err: *mut VhvError) -> i32 {
     // SAFETY: the caller's promise.
-    unsafe {
-        guard(err, || {
-            handle::device(device)?.ping();
-            Ok(0)
-        })
-    }
+    unsafe { guard(err, || Ok(i32::from(handle::device(device)?.ping()))) }
 }
 
 /// Reads a device's counters.

@@ -5,6 +5,7 @@
 // UNSAFETY: the kernel gets pointers to guest memory, of which no slice can be made.
 #![allow(unsafe_code)]
 
+use crate::faults::no_buffers;
 use crate::virtio::memory::Segment;
 use rustix::io::Errno;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,8 +20,10 @@ pub enum Moved {
     Bytes(usize),
     /// So many bytes received, after which the socket was empty.
     Last(usize),
-    /// Not now.
+    /// Not now: the socket tells when.
     WouldBlock,
+    /// The kernel has no memory for it, and does not tell when it has.
+    NoMemory,
     /// The socket's other end is gone or does not take part any more.
     Closed,
     /// The guest's memory cannot be accessed.
@@ -38,6 +41,9 @@ fn message(pieces: &[Segment]) -> libc::msghdr {
 
 /// Sends the pieces, all or the first part.
 pub fn send(socket: &OwnedFd, pieces: &[Segment]) -> Moved {
+    if no_buffers() {
+        return Moved::NoMemory;
+    }
     let message = message(pieces);
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     loop {
@@ -52,14 +58,17 @@ pub fn send(socket: &OwnedFd, pieces: &[Segment]) -> Moved {
 
 /// Receives into the pieces, which hold `room` bytes.
 pub fn receive(socket: &OwnedFd, pieces: &[Segment], room: usize) -> Moved {
+    if no_buffers() {
+        return Moved::NoMemory;
+    }
     let mut message = message(pieces);
     loop {
         // SAFETY: as in `send`; the memory is shared with the guest, so that the kernel's writing to it breaks no
         // assumption of ours.
         let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
         // A short read means an empty queue, with two exceptions. The kernel stops behind descriptors that were passed
-        // along, and says that they were cut off. It also stops in front of a byte sent with MSG_OOB, of which vsock knows
-        // nothing: an application that sends one waits until it sends something else.
+        // along, and says that they were cut off. It also stops in front of a byte sent with MSG_OOB, which the caller has to
+        // know of ([`HostStream::urgent`](super::stream::HostStream::urgent)).
         let whole = message.msg_flags & libc::MSG_CTRUNC == 0;
         match outcome(received) {
             Some(Moved::Bytes(bytes)) if 0 < bytes && bytes < room && whole => return Moved::Last(bytes),
@@ -101,7 +110,8 @@ fn outcome(result: isize) -> Option<Moved> {
     let error = std::io::Error::last_os_error();
     match Errno::from_io_error(&error) {
         Some(Errno::INTR) => None,
-        Some(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => Some(Moved::WouldBlock),
+        Some(Errno::AGAIN) => Some(Moved::WouldBlock),
+        Some(Errno::NOBUFS | Errno::NOMEM) => Some(Moved::NoMemory),
         Some(Errno::FAULT) => Some(Moved::BadMemory),
         _ => Some(Moved::Closed),
     }

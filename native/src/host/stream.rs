@@ -3,7 +3,7 @@
 //! After: bytes of the guest are in it, or it is closed.
 //! Rules: never blocks. The backlog is bounded by the guest's credit; its memory is there only while it is needed.
 
-use super::io::Moved;
+use crate::faults::{no_buffers, no_memory};
 use crate::ids::GuestPort;
 use crate::slab::Id;
 use crate::virtio::memory::Segment;
@@ -38,6 +38,27 @@ pub enum Manners {
     Bridge,
 }
 
+/// Why no more bytes of a backlog are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// There are no more.
+    Empty,
+    /// The socket is full: it tells when there is room.
+    Full,
+    /// The kernel has no memory for them, and does not tell when it has.
+    NoMemory,
+    /// The socket's other end is gone or does not take part any more.
+    Closed,
+}
+
+/// There is no memory for a backlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoMemory;
+
+/// The most bytes by which a backlog grows beyond what it needs now, so that many of them are not much larger than the
+/// guest's credit.
+const GROW: usize = 32 * 1024;
+
 /// Bytes that wait for the host application.
 #[derive(Debug, Default)]
 struct Backlog {
@@ -62,6 +83,9 @@ pub struct HostStream {
     pub sends_no_more: bool,
     /// The application does not receive any more.
     pub deaf: bool,
+    /// The application sent a byte with MSG_OOB. Vsock knows of no such thing, and the byte is dropped; but reading stops in
+    /// front of it, so that a short read is no sign of an empty socket.
+    pub urgent: bool,
     /// The guest does not send any more: to be passed on once the backlog is delivered.
     pub end_after_backlog: bool,
     /// The event loop was asked to tell when there is room.
@@ -88,6 +112,7 @@ impl HostStream {
             hung_up: false,
             sends_no_more: false,
             deaf: false,
+            urgent: false,
             end_after_backlog: false,
             watches_room: false,
             burst: 1,
@@ -112,9 +137,15 @@ impl HostStream {
     }
 
     /// Keeps for later what these pieces hold behind their first `skip` bytes.
-    pub fn keep(&mut self, pieces: &[Segment], mut skip: usize) {
+    pub fn keep(&mut self, pieces: &[Segment], mut skip: usize) -> Result<(), NoMemory> {
+        let wanted = pieces.iter().map(Segment::len).sum::<usize>().saturating_sub(skip);
         let backlog = self.backlog.get_or_insert_default();
         backlog.bytes.drain(..std::mem::take(&mut backlog.sent));
+        let spare = backlog.bytes.len().min(GROW);
+        let room = backlog.bytes.capacity() - backlog.bytes.len();
+        if no_memory() || (room < wanted && backlog.bytes.try_reserve_exact(wanted + spare).is_err()) {
+            return Err(NoMemory);
+        }
         for piece in pieces {
             let passed = skip.min(piece.len());
             skip -= passed;
@@ -126,6 +157,7 @@ impl HostStream {
         if backlog.bytes.is_empty() {
             self.backlog = None;
         }
+        Ok(())
     }
 
     /// Forgets what waits; returns how much it was.
@@ -133,21 +165,31 @@ impl HostStream {
         self.backlog.take().map_or(0, |backlog| backlog.bytes.len() - backlog.sent)
     }
 
-    /// Sends what waits, as much as goes: how much that was, or [`Moved::Closed`].
-    pub fn flush(&mut self) -> Moved {
-        let Some(backlog) = &mut self.backlog else { return Moved::Bytes(0) };
+    /// Sends what waits, as much as goes: how many bytes that was, and why there were no more.
+    pub fn flush(&mut self) -> (usize, Stop) {
+        let Some(backlog) = &mut self.backlog else { return (0, Stop::Empty) };
         let before = backlog.sent;
-        while backlog.sent < backlog.bytes.len() {
-            match send(&self.fd, &backlog.bytes[backlog.sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        let stop = loop {
+            let rest = &backlog.bytes[backlog.sent..];
+            if rest.is_empty() {
+                break Stop::Empty;
+            }
+            if no_buffers() {
+                break Stop::NoMemory;
+            }
+            match send(&self.fd, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(sent) => backlog.sent += sent,
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => return Moved::Bytes(backlog.sent - before),
-                Err(_) => return Moved::Closed,
+                Err(Errno::AGAIN) => break Stop::Full,
+                Err(Errno::NOBUFS | Errno::NOMEM) => break Stop::NoMemory,
+                Err(_) => break Stop::Closed,
             }
-        }
+        };
         let sent = backlog.sent - before;
-        self.backlog = None;
-        Moved::Bytes(sent)
+        if stop == Stop::Empty {
+            self.backlog = None;
+        }
+        (sent, stop)
     }
 
     /// Passes the guest's end on, if it is time.

@@ -177,7 +177,10 @@ impl Mux {
         let key = ConnKey { guest: GuestPort(header.src_port), host: HostPort(header.dst_port) };
         if Type::from_wire(header.type_) != Some(Type::Stream) {
             // Not negotiated or unknown. A connection on the same ports is not concerned (Linux keeps it, too).
-            if op != Some(Op::Rst) {
+            if op == Some(Op::Rst) {
+                self.stats.ignored.add(1);
+            } else {
+                self.stats.rst_type.add(1);
                 self.reply_rst(key, header.type_);
             }
             return FromGuest::Done;
@@ -191,7 +194,10 @@ impl Mux {
     /// A packet on ports without a connection.
     fn on_unknown(&mut self, key: ConnKey, header: &Header, op: Option<Op>) -> FromGuest {
         match op {
-            Some(Op::Rst) => FromGuest::Done,
+            Some(Op::Rst) => {
+                self.stats.ignored.add(1);
+                FromGuest::Done
+            }
             Some(Op::Request) => self.guest_connects(key, header),
             _ => {
                 self.stats.rst_unknown.add(1);
@@ -226,7 +232,9 @@ impl Mux {
         self.tell_credit_if_due(id);
         let Some(conn) = self.conns.get_mut(id) else { return FromGuest::Done };
         match reaction {
-            Reaction::Ignore => {}
+            // A CREDIT_UPDATE has said all that it had to say.
+            Reaction::Ignore if op == Some(Op::CreditUpdate) => {}
+            Reaction::Ignore => self.stats.ignored.add(1),
             Reaction::Open => {
                 conn.state = State::Established;
                 self.stats.established.add(1);
@@ -246,8 +254,10 @@ impl Mux {
             Reaction::Shutdown => return self.guest_shuts_down(id, header.flags),
             Reaction::TellCredit => self.want(id, Op::CreditUpdate),
             Reaction::Forget => {
-                if conn.state == State::Requested {
-                    self.stats.refused_by_guest.add(1);
+                match conn.state {
+                    State::Requested => self.stats.refused_by_guest.add(1),
+                    State::Connecting | State::Established => self.stats.reset_by_guest.add(1),
+                    State::Closing => {}
                 }
                 self.remove(id);
                 return FromGuest::Gone { host };

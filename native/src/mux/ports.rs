@@ -10,6 +10,10 @@ const FIRST: u32 = 1024;
 /// The last short one. `OK 65535\n` is as much as the parser of systemd-ssh-proxy takes off the stream.
 const LAST_SHORT: u32 = 65535;
 
+/// Ports looked at, short and long ones each. What is taken lies mostly behind the next port, so that more would be looked at
+/// only where nearly all are; and a client that asks for a connection must not cost others time.
+const TRIES: u32 = 1024;
+
 /// Gives out host ports, each as late again as possible.
 #[derive(Debug)]
 pub struct HostPorts {
@@ -26,19 +30,17 @@ impl Default for HostPorts {
 }
 
 impl HostPorts {
-    /// A port for which `taken` says no; `None` when all 2^32 are taken.
+    /// A port for which `taken` says no; `None` when there is none among those that come next.
     pub fn allocate(&mut self, taken: impl Fn(HostPort) -> bool) -> Option<HostPort> {
-        if let Some(port) = search(&mut self.next_short, FIRST, LAST_SHORT, LAST_SHORT - FIRST + 1, &taken) {
-            return Some(port);
-        }
-        // More than 64512 connections to one guest port. As many tries as there can be file descriptors.
-        search(&mut self.next_long, LAST_SHORT + 1, u32::MAX - 1, 1 << 20, &taken)
+        search(&mut self.next_short, FIRST, LAST_SHORT, &taken)
+            // Many thousands of connections to one guest port.
+            .or_else(|| search(&mut self.next_long, LAST_SHORT + 1, u32::MAX - 1, &taken))
     }
 }
 
-/// Walks from `next` through `first..=last`, at most `tries` steps, to a port that is not taken.
-fn search(next: &mut u32, first: u32, last: u32, tries: u32, taken: impl Fn(HostPort) -> bool) -> Option<HostPort> {
-    for _ in 0..tries {
+/// Walks from `next` through `first..=last`, at most [`TRIES`] steps, to a port that is not taken.
+fn search(next: &mut u32, first: u32, last: u32, taken: impl Fn(HostPort) -> bool) -> Option<HostPort> {
+    for _ in 0..TRIES {
         let port = *next;
         *next = if port == last { first } else { port + 1 };
         if !taken(HostPort(port)) {
@@ -51,6 +53,7 @@ fn search(next: &mut u32, first: u32, last: u32, tries: u32, taken: impl Fn(Host
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
     use std::collections::HashSet;
 
     #[test]
@@ -63,7 +66,27 @@ mod tests {
             assert!(taken.insert(port));
         }
         assert_eq!(ports.allocate(|port| taken.contains(&port)), Some(HostPort(LAST_SHORT + 1)));
-        taken.remove(&HostPort(2000));
-        assert_eq!(ports.allocate(|port| taken.contains(&port)), Some(HostPort(2000)));
+        taken.remove(&HostPort(FIRST + TRIES + 10));
+        assert_eq!(ports.allocate(|port| taken.contains(&port)), Some(HostPort(FIRST + TRIES + 10)));
+    }
+
+    #[test]
+    fn hundred_thousand_connections_to_one_guest_port_cost_each_a_bounded_search() {
+        let mut ports = HostPorts::default();
+        let mut taken = HashSet::new();
+        for _ in 0..100_000 {
+            let looked_at = Cell::new(0);
+            let port = ports.allocate(|port| {
+                looked_at.set(looked_at.get() + 1);
+                taken.contains(&port)
+            });
+            assert!(taken.insert(port.unwrap()));
+            assert!(looked_at.get() <= TRIES + 1, "{looked_at:?} ports were looked at");
+        }
+    }
+
+    #[test]
+    fn search_gives_up_where_all_that_come_next_are_taken() {
+        assert_eq!(HostPorts::default().allocate(|_| true), None);
     }
 }

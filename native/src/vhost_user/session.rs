@@ -3,11 +3,13 @@
 //! After: `device` runs the queues that this says are running, and resets or keeps connections as told.
 //! Rules: sets up and tears down, moves no data. Anything that is not in the protocol ends the session with a reason.
 
+use super::descriptor;
 use super::wire::{End, Message, Wire};
 use crate::ids::GuestCid;
 use crate::packet::spec::{EVENT_QUEUE, RX_QUEUE};
 use crate::virtio::memory::GuestMemory;
 use crate::virtio::queue::{Layout, MAX_SIZE, Queue};
+use rustix::io::Errno;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -61,6 +63,22 @@ pub struct Vring {
     pub call: Option<OwnedFd>,
     /// The running queue.
     pub queue: Option<Queue>,
+}
+
+/// Writing to a call descriptor blocks, which the front-end must have seen to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallBlocks;
+
+impl Vring {
+    /// Interrupts the guest; whether there is a way to.
+    pub fn interrupt(&self) -> Result<bool, CallBlocks> {
+        let Some(call) = &self.call else { return Ok(false) };
+        // An eventfd that has no room has an interrupt in it already. EINTR is for those that wait, which it must not.
+        match rustix::io::write(call, &1_u64.to_ne_bytes()) {
+            Err(Errno::INTR) => Err(CallBlocks),
+            _ => Ok(true),
+        }
+    }
 }
 
 /// What the device has to do after a message.
@@ -283,10 +301,9 @@ impl Session {
                     FrontendReq::SET_VRING_CALL => {
                         // An interrupt that went into the old descriptor after the front-end looked at it last would be
                         // lost, and with event indices no other would follow. One too many does no harm.
-                        if let Some(call) = &fd {
-                            let _ = rustix::io::write(call, &1_u64.to_ne_bytes());
-                        }
                         self.vrings[index].call = fd;
+                        let told = self.vrings[index].interrupt();
+                        told.or_else(|CallBlocks| broken("writing to its file descriptor blocks"))?;
                     }
                     // An error ends the session, which tells more than an event.
                     _ => {}
@@ -334,6 +351,8 @@ impl Session {
     fn add_region(&mut self, fields: &mut Fields<'_>, message: &mut Message) -> Result<(), End> {
         let (guest, len, user, offset) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
         let Some(fd) = message.fds.pop_front() else { return broken("a memory region without a file descriptor") };
+        let described = |why| broken(format!("memory region of {len:#x} bytes at guest address {guest:#x}: {why}"));
+        descriptor::is_memory(&fd).or_else(described)?;
         self.memory.add(guest, user, len, offset, File::from(fd)).or_else(broken)
     }
 
@@ -407,12 +426,8 @@ impl Session {
     }
 }
 
-/// The descriptor of a SET_VRING_KICK or _CALL, made non-blocking: a full pipe in place of an eventfd must not hold
-/// the device up.
+/// The descriptor of a SET_VRING_KICK, _CALL or _ERR.
 fn eventfd(message: &mut Message) -> Result<OwnedFd, End> {
     let Some(fd) = message.fds.pop_front() else { return broken("no file descriptor came with it") };
-    match rustix::io::ioctl_fionbio(&fd, true) {
-        Ok(()) => Ok(fd),
-        Err(error) => broken(format!("its file descriptor is of no use: {error}")),
-    }
+    descriptor::eventfd(fd).or_else(broken)
 }

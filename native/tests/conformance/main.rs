@@ -9,6 +9,7 @@ mod chaos;
 mod credit;
 mod events;
 mod fairness;
+mod faults;
 mod features;
 mod from_guest;
 mod from_host;

@@ -187,6 +187,24 @@ fn add(front: &FrontEnd, guest: u64, user: u64, len: u64, file: &OwnedFd) -> std
 }
 
 #[test]
+fn descriptors_that_are_no_memory_end_the_session() {
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let open = |path| OwnedFd::from(std::fs::File::open(path).unwrap());
+    let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    // /proc stands for file systems whose files are made by somebody who may take any time for it.
+    let wrong = [socket.into(), rustix::pipe::pipe().unwrap().0, event, open("/"), open("/proc/self/status")];
+    for fd in wrong.into_iter().chain([open("/dev/null")]) {
+        let rig = Rig::new();
+        let front = negotiated(&rig);
+        assert!(add(&front, 0, 0, 4096, &fd).is_err(), "{fd:?}");
+        assert!(front.is_thrown_out());
+        rig.wait_event_with(Kind::Detached, "memory region of 0x1000 bytes");
+        assert_eq!(rig.stats().front_end_errors, 1);
+        open_from_host(&rig, &mut rig.boot(), 80);
+    }
+}
+
+#[test]
 fn rings_at_odd_addresses_end_the_session_and_not_the_device() {
     let rig = Rig::new();
     let front = negotiated(&rig);

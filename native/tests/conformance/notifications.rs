@@ -2,8 +2,10 @@
 
 use crate::rig::{Rig, assert_same, bytes, open_from_guest, open_from_host};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::ioctl_fionbio;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use vhostvsock_native::events::Kind;
 use vsock_driver::deadline::{Deadline, wait_until};
 use vsock_driver::front_end::message::{feature, request};
 use vsock_driver::guest::Guest;
@@ -222,22 +224,84 @@ fn answers_that_find_no_receive_buffer_stop_the_guests_packets_but_lose_none() {
     }
 }
 
+/// An eventfd as full as it can be.
+fn full_eventfd() -> OwnedFd {
+    let full = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap();
+    rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    full
+}
+
 #[test]
 fn interrupts_that_nobody_takes_do_not_hold_the_device_up() {
     let rig = Rig::new();
     let mut guest = rig.boot_with(|setup| setup.features &= !feature::EVENT_IDX);
-    // A socket in place of an eventfd, as full as can be, that would block.
-    let (write, _read) = std::os::unix::net::UnixStream::pair().unwrap();
-    write.set_nonblocking(true).unwrap();
-    while rustix::io::write(&write, &[0; 4096]).is_ok() {}
-    write.set_nonblocking(false).unwrap();
-    guest.front.set_ring_fd(request::SET_VRING_CALL, 0, Some(write.as_fd())).unwrap();
-    guest.front.set_ring_fd(request::SET_VRING_CALL, 1, Some(write.as_fd())).unwrap();
+    // It would block, if it were left as it is.
+    let full = full_eventfd();
+    ioctl_fionbio(&full, false).unwrap();
+    guest.front.set_ring_fd(request::SET_VRING_CALL, 0, Some(full.as_fd())).unwrap();
+    guest.front.set_ring_fd(request::SET_VRING_CALL, 1, Some(full.as_fd())).unwrap();
     let mut stream = rig.ask(80);
     wait_until("the request is there", || guest.rx.has_used());
     let request = guest.take().unwrap().header;
     guest.say(op::RESPONSE, 80, request.src_port);
     vsock_driver::host::answer(&mut stream).unwrap();
+}
+
+/// A guest whose front-end has seen to it that the next interrupt blocks, and that interrupt.
+fn blocked(rig: &Rig) -> Guest {
+    let mut guest = rig.boot_with(|setup| setup.features &= !feature::EVENT_IDX);
+    let full = full_eventfd();
+    guest.front.set_ring_fd(request::SET_VRING_CALL, 1, Some(full.as_fd())).unwrap();
+    // The device has made it non-blocking, but it is not the device's alone.
+    ioctl_fionbio(&full, false).unwrap();
+    let header = guest.header(op::RST, 1, 2);
+    assert!(guest.put(&header, &[]));
+    guest.tx.publish();
+    guest.tx.kick();
+    wait_until("the packet is used", || guest.tx.has_used());
+    guest
+}
+
+#[test]
+fn front_end_that_makes_an_interrupt_block_is_thrown_out_once_the_thread_is_missed() {
+    let rig = Rig::new();
+    let guest = blocked(&rig);
+    assert!(rig.device.ping());
+    wait_until("it is missed", || {
+        assert!(!rig.device.ping(), "the thread came round");
+        rig.stats().front_end_errors == 1
+    });
+    assert!(guest.front.is_thrown_out());
+    rig.wait_event_with(Kind::Detached, "blocks");
+    rig.wait_stats("it comes round", |s| s.pongs == 1);
+    open_from_host(&rig, &mut rig.boot(), 80);
+}
+
+#[test]
+fn device_whose_interrupt_blocks_can_be_ended() {
+    let rig = Rig::new();
+    let guest = blocked(&rig);
+    let Rig { device, .. } = rig;
+    drop(device);
+    assert!(guest.front.is_thrown_out());
+}
+
+#[test]
+fn descriptors_of_rings_that_are_no_eventfds_are_refused() {
+    let pipe = rustix::pipe::pipe().unwrap();
+    let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    let file = std::fs::File::open("/proc/self/status").unwrap();
+    let memory = rustix::fs::memfd_create("anon_inode:[eventfd]", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    for number in [request::SET_VRING_CALL, request::SET_VRING_KICK, request::SET_VRING_ERR] {
+        for fd in [pipe.1.as_fd(), socket.as_fd(), file.as_fd(), memory.as_fd()] {
+            let rig = Rig::new();
+            let guest = rig.boot();
+            assert!(guest.front.set_ring_fd(number, 0, Some(fd)).is_err());
+            rig.wait_event_with(Kind::Detached, "no eventfd");
+            assert_eq!(rig.stats().front_end_errors, 1);
+            open_from_host(&rig, &mut rig.boot(), 80);
+        }
+    }
 }
 
 #[test]
