@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS = ("g2h-64k", "h2g", "h2g-64k", "rtt", "connect-host", "messages-16")
 # Samples a second. Of the clock, not of cycles: virtual machines mostly have no such counter.
 FREQUENCY = 5000
-# The benchmark warms up for a fifth of its time; perf looks at what comes after.
+# Seconds of a row that perf does not look at, half before and half after. The benchmark itself warms up for a fifth of
+# a row's time first.
 WARM_UP = 0.3
 CALLS = (
     *("sendmsg", "recvmsg", "sendto", "recvfrom", "write", "read", "epoll_pwait", "epoll_ctl"),
@@ -58,8 +60,7 @@ def running(row: str, seconds: float) -> Iterator[tuple[int, subprocess.Popen[st
             command = [bench, *where, "--seconds", str(seconds + WARM_UP), row]
             with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True) as process:
                 try:
-                    # Until it measures.
-                    subprocess.run(["sleep", str((seconds + WARM_UP) / 5 + WARM_UP / 2)], check=True)
+                    time.sleep((seconds + WARM_UP) / 5 + WARM_UP / 2)
                     yield daemon.pid, process
                 finally:
                     process.kill()
@@ -77,9 +78,7 @@ def perf(*words: str) -> str:
 def samples(script: str) -> Iterator[list[str]]:
     """The call chains in the output of perf script, innermost function first."""
     for block in script.split("\n\n"):
-        chain = [
-            re.sub(r"\+0x[0-9a-f]+$", "", line.split(maxsplit=1)[1]) for line in block.splitlines() if line.strip()
-        ]
+        chain = [line.split(maxsplit=1)[1] for line in block.splitlines() if line.strip()]
         if chain:
             yield chain
 
