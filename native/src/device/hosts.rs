@@ -73,12 +73,13 @@ impl Hosts {
     /// Does what a packet of the guest asks for. Payload is [`deliver`](Self::deliver)'s business.
     pub fn act(&mut self, action: FromGuest, now: u64) {
         match action {
-            FromGuest::Done | FromGuest::Data { .. } => {}
-            FromGuest::Connect { conn, port } => self.reach_listener(conn, port, now),
+            FromGuest::Done | FromGuest::Data { .. } | FromGuest::Message { .. } => {}
+            FromGuest::Connect { conn, port, kind } => self.reach_listener(conn, port, kind, now),
             FromGuest::Opened { host, port } => self.greet(host, port, now),
             FromGuest::Shutdown { host, flags } => {
                 let Some(stream) = self.streams.get_mut(host) else { return };
                 if flags & SHUTDOWN_SEND != 0 {
+                    self.stats.dropped_bytes.add(stream.drop_part() as u64);
                     stream.end_after_backlog = true;
                     stream.end_if_delivered();
                 }
@@ -128,7 +129,7 @@ impl Hosts {
     }
 
     /// Gives the guest credit for bytes that were taken.
-    fn took(&mut self, conn: Id, len: usize) {
+    pub(super) fn took(&mut self, conn: Id, len: usize) {
         // Bounded by the window of a connection, so it fits.
         self.mux.delivered(conn, u32::try_from(len).unwrap_or(u32::MAX));
     }
@@ -175,7 +176,7 @@ impl Hosts {
     }
 
     /// Sends what waits for an application that has room again.
-    fn flush(&mut self, host: Id, now: u64) {
+    pub(super) fn flush(&mut self, host: Id, now: u64) {
         let Some(stream) = self.streams.get_mut(host) else { return };
         let conn = stream.conn();
         match stream.flush() {
@@ -203,7 +204,7 @@ impl Hosts {
     }
 
     /// The application does not receive any more. What it still sends is not concerned.
-    fn became_deaf(&mut self, conn: Id, host: Id, now: u64) {
+    pub(super) fn became_deaf(&mut self, conn: Id, host: Id, now: u64) {
         if let Some(stream) = self.streams.get_mut(host) {
             stream.deaf = true;
             stream.end_after_backlog = false;
@@ -237,7 +238,7 @@ impl Hosts {
     }
 
     /// Says whether room in a socket is of interest.
-    fn watch_room(&mut self, host: Id, on: bool) {
+    pub(super) fn watch_room(&mut self, host: Id, on: bool) {
         let Some(stream) = self.streams.get_mut(host) else { return };
         if stream.watches_room != on {
             stream.watches_room = on;
@@ -252,6 +253,7 @@ impl Hosts {
     fn release(&mut self, host: Id) {
         let Some(stream) = self.streams.get_mut(host) else { return };
         self.timers.change(host, &mut stream.deadline, None);
+        self.stats.dropped_bytes.add(stream.drop_part() as u64);
         match stream.phase {
             Phase::Open(_) if stream.has_backlog() && !stream.deaf => stream.phase = Phase::Draining,
             Phase::Requested(_) => self.refuse(host, Refusal::Reset),

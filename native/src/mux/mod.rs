@@ -8,6 +8,7 @@
 pub mod connection;
 pub mod credit;
 mod ports;
+mod seqpacket;
 #[cfg(test)]
 mod tests;
 
@@ -55,6 +56,8 @@ pub enum FromGuest {
         conn: Id,
         /// The port that the guest asked for.
         port: HostPort,
+        /// What kind of socket it asked for.
+        kind: Type,
     },
     /// The guest accepted what `host` asked for; tell it the port.
     Opened {
@@ -69,6 +72,16 @@ pub enum FromGuest {
         conn: Id,
         /// The host application's socket.
         host: Id,
+    },
+    /// The packet's payload is a message for `host`, or a part of one; call [`Mux::delivered`] once the whole message is
+    /// taken.
+    Message {
+        /// The connection.
+        conn: Id,
+        /// The host application's socket.
+        host: Id,
+        /// The message ends with this packet.
+        complete: bool,
     },
     /// The guest closes directions: deliver what is there, then close them on `host`.
     Shutdown {
@@ -100,6 +113,18 @@ pub enum ToGuest {
         /// The most packets that the guest takes.
         packets: u32,
     },
+    /// A message read from `host`, or what is left of one, then [`Mux::message_sent`], [`Mux::host_drained`] or one of the
+    /// ends.
+    Message {
+        /// The connection.
+        conn: Id,
+        /// The host application's socket.
+        host: Id,
+        /// The most bytes that the guest has credit for.
+        bytes: u32,
+        /// The longest message that the guest can take at all.
+        longest: u32,
+    },
 }
 
 /// A connection that a deadline ended.
@@ -114,6 +139,8 @@ pub struct Expired {
 pub struct Mux {
     /// Constants.
     config: Config,
+    /// The guest's driver knows message sockets.
+    seqpacket: bool,
     /// The connections.
     conns: Slab<Connection>,
     /// Their ids by ports.
@@ -137,6 +164,7 @@ impl Mux {
     pub fn new(config: Config, stats: Arc<Stats>) -> Self {
         Self {
             config,
+            seqpacket: false,
             conns: Slab::default(),
             by_key: HashMap::default(),
             ports: HostPorts::default(),
@@ -175,13 +203,6 @@ impl Mux {
         }
         let op = Op::from_wire(header.op);
         let key = ConnKey { guest: GuestPort(header.src_port), host: HostPort(header.dst_port) };
-        if Type::from_wire(header.type_) != Some(Type::Stream) {
-            // Not negotiated or unknown. A connection on the same ports is not concerned (Linux keeps it, too).
-            if op != Some(Op::Rst) {
-                self.reply_rst(key, header.type_);
-            }
-            return FromGuest::Done;
-        }
         match self.by_key.get(&key) {
             Some(&id) => self.on_known(id, header, op, now),
             None => self.on_unknown(key, header, op),
@@ -190,9 +211,12 @@ impl Mux {
 
     /// A packet on ports without a connection.
     fn on_unknown(&mut self, key: ConnKey, header: &Header, op: Option<Op>) -> FromGuest {
+        let Some(kind) = Type::from_wire(header.type_).filter(|&kind| self.serves(kind)) else {
+            return self.wrong_type(key, header, op);
+        };
         match op {
             Some(Op::Rst) => FromGuest::Done,
-            Some(Op::Request) => self.guest_connects(key, header),
+            Some(Op::Request) => self.guest_connects(key, kind, header),
             _ => {
                 self.stats.rst_unknown.add(1);
                 self.reply_rst(key, header.type_);
@@ -202,24 +226,28 @@ impl Mux {
     }
 
     /// A REQUEST of the guest.
-    fn guest_connects(&mut self, key: ConnKey, header: &Header) -> FromGuest {
+    fn guest_connects(&mut self, key: ConnKey, kind: Type, header: &Header) -> FromGuest {
         self.stats.guest_requests.add(1);
         if self.conns.len() >= self.config.max_connections {
             self.stats.refused_limit.add(1);
             self.reply_rst(key, header.type_);
             return FromGuest::Done;
         }
-        let conn = self.insert(key, State::Connecting, NO_HOST);
+        let conn = self.insert(key, kind, State::Connecting, NO_HOST);
         if let Some(connection) = self.conns.get_mut(conn) {
             connection.to_guest.update(header.buf_alloc, header.fwd_cnt);
         }
-        FromGuest::Connect { conn, port: key.host }
+        FromGuest::Connect { conn, port: key.host, kind }
     }
 
     /// A packet on the ports of connection `id`.
     fn on_known(&mut self, id: Id, header: &Header, op: Option<Op>, now: u64) -> FromGuest {
         let Some(conn) = self.conns.get_mut(id) else { return FromGuest::Done };
-        let host = conn.host;
+        let (host, kind) = (conn.host, conn.kind);
+        if header.type_ != kind as u16 {
+            let key = conn.key;
+            return self.wrong_type(key, header, op);
+        }
         conn.to_guest.update(header.buf_alloc, header.fwd_cnt);
         let reaction = reaction(conn.state, op);
         // A window that became smaller may leave the guest with no credit but what it has not been told of.
@@ -241,7 +269,10 @@ impl Mux {
                     return FromGuest::Gone { host };
                 }
                 self.schedule(id, now);
-                return FromGuest::Data { conn: id, host };
+                return match kind {
+                    Type::Stream => FromGuest::Data { conn: id, host },
+                    Type::Seqpacket => self.message_part(id, host, header),
+                };
             }
             Reaction::Shutdown => return self.guest_shuts_down(id, header.flags),
             Reaction::TellCredit => self.want(id, Op::CreditUpdate),
@@ -261,7 +292,7 @@ impl Mux {
                 // `host` was closed when the guest was told the end.
                 let key = conn.key;
                 self.remove(id);
-                return self.guest_connects(key, header);
+                return self.guest_connects(key, kind, header);
             }
         }
         self.schedule(id, now);
@@ -285,7 +316,7 @@ impl Mux {
 
     /// A host application asks for `port` of the guest, which has until `deadline` to answer. `None` if there are too
     /// many connections.
-    pub fn host_connects(&mut self, port: GuestPort, host: Id, deadline: u64) -> Option<Id> {
+    pub fn host_connects(&mut self, port: GuestPort, kind: Type, host: Id, deadline: u64) -> Option<Id> {
         self.stats.host_requests.add(1);
         if self.conns.len() >= self.config.max_connections {
             self.stats.refused_limit.add(1);
@@ -298,7 +329,7 @@ impl Mux {
             self.stats.refused_limit.add(1);
             return None;
         };
-        let id = self.insert(ConnKey { guest: port, host: host_port }, State::Requested, host);
+        let id = self.insert(ConnKey { guest: port, host: host_port }, kind, State::Requested, host);
         self.set_deadline(id, deadline);
         self.want(id, Op::Request);
         Some(id)
@@ -403,6 +434,16 @@ impl Mux {
         self.conns.get(id).is_some_and(Connection::is_open_to_guest)
     }
 
+    /// What both ends are.
+    pub fn kind(&self, id: Id) -> Option<Type> {
+        self.conns.get(id).map(|conn| conn.kind)
+    }
+
+    /// The receive window of each connection, in bytes.
+    pub fn window(&self) -> u32 {
+        self.config.buf_alloc
+    }
+
     /// The port of the guest's end.
     pub fn guest_port(&self, id: Id) -> Option<GuestPort> {
         self.conns.get(id).map(|conn| conn.key.guest)
@@ -452,8 +493,12 @@ impl Mux {
             if let Some(conn) = self.conns.get_mut(id) {
                 conn.in_data_queue = false;
                 let (bytes, packets) = (conn.to_guest.bytes(), conn.to_guest.packets());
-                if conn.may_send() && bytes > 0 && packets > 0 {
-                    return Some(ToGuest::Data { conn: id, host: conn.host, bytes, packets });
+                if conn.may_send() && conn.has_credit(bytes, packets) {
+                    let host = conn.host;
+                    return Some(match conn.kind {
+                        Type::Stream => ToGuest::Data { conn: id, host, bytes, packets },
+                        Type::Seqpacket => ToGuest::Message { conn: id, host, bytes, longest: conn.to_guest.window() },
+                    });
                 }
                 // What was left to payload that does not come now has to be said by itself.
                 if conn.wants.contains(Op::CreditUpdate) {
@@ -543,14 +588,16 @@ impl Mux {
     // ---- the table of connections ----
 
     /// Adds a connection.
-    fn insert(&mut self, key: ConnKey, state: State, host: Id) -> Id {
+    fn insert(&mut self, key: ConnKey, kind: Type, state: State, host: Id) -> Id {
         let id = self.conns.insert(Connection {
             key,
+            kind,
             host,
             state,
             guest_shutdown: 0,
             host_shutdown: 0,
             readable: false,
+            in_message: false,
             in_data_queue: false,
             in_control_queue: false,
             wants: Wants::default(),
@@ -569,7 +616,7 @@ impl Mux {
         if let Some(conn) = self.remove(id) {
             // A guest that never saw the REQUEST knows nothing of the connection.
             if !(conn.state == State::Requested && conn.wants.contains(Op::Request)) {
-                self.reply_rst(conn.key, Type::Stream as u16);
+                self.reply_rst(conn.key, conn.kind as u16);
             }
         }
     }
@@ -618,7 +665,7 @@ impl Mux {
             return;
         }
         let (bytes, packets) = (conn.to_guest.bytes(), conn.to_guest.packets());
-        if bytes > 0 && packets > 0 {
+        if conn.has_credit(bytes, packets) {
             self.timers.change(id, &mut conn.deadline, None);
             if !conn.in_data_queue {
                 conn.in_data_queue = true;
@@ -654,7 +701,7 @@ fn header_to_guest(guest_cid: GuestCid, conn: &mut Connection, op: Op, flags: u3
         src_port: conn.key.host.0,
         dst_port: conn.key.guest.0,
         len: 0,
-        type_: Type::Stream as u16,
+        type_: conn.kind as u16,
         op: op as u16,
         flags,
         buf_alloc,
