@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -30,7 +31,9 @@ def bridge(runtime_dir: Path) -> Path:
 def test_client_without_a_guest_with_messages_sees_the_end(daemon: Process, short_dir: Path, said: bytes) -> None:
     with connect(short_dir / "v.sock.seqpacket") as client:
         client.send(said)
-        assert client.recv(99) == b""
+        # A line that is none is closed without having been taken, which the kernel shows as a reset.
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(99) == b""
 
 
 def test_sockets_have_the_mode_of_those_beside_them_and_go_with_the_daemon(start: Start, short_dir: Path) -> None:

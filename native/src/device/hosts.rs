@@ -16,11 +16,14 @@ use crate::mux::{Expired, FromGuest, Mux};
 use crate::packet::spec::{SHUTDOWN_RCV, SHUTDOWN_SEND};
 use crate::slab::{Id, Slab};
 use crate::stats::Stats;
-use crate::timers::Timers;
+use crate::timers::{MILLISECOND, Timers};
 use crate::virtio::memory::Segment;
 use rustix::net::{SendFlags, Shutdown};
 use std::rc::Rc;
 use std::sync::Arc;
+
+/// How long to wait for memory of the kernel.
+const MEMORY_PAUSE: u64 = 10 * MILLISECOND;
 
 /// All connections of one VM, both sides of each.
 #[derive(Debug)]
@@ -191,6 +194,7 @@ impl Hosts {
                 if let Some(conn) = conn {
                     self.took(conn, sent);
                 }
+                self.retry_if_starved(host, now);
                 let Some(stream) = self.streams.get_mut(host).filter(|stream| !stream.has_backlog()) else { return };
                 stream.end_if_delivered();
                 if stream.phase == Phase::Draining {
@@ -200,6 +204,14 @@ impl Hosts {
                 }
             }
             Moved::Last(_) | Moved::WouldBlock | Moved::BadMemory => {}
+        }
+    }
+
+    /// Tries once more a little later where the kernel has no memory for a long message.
+    fn retry_if_starved(&mut self, host: Id, now: u64) {
+        let Some(stream) = self.streams.get_mut(host) else { return };
+        if stream.messages.as_ref().is_some_and(|messages| messages.is_starved()) {
+            self.timers.change(host, &mut stream.deadline, Some(now + MEMORY_PAUSE));
         }
     }
 
@@ -252,7 +264,6 @@ impl Hosts {
     /// The connection of a socket is gone: delivers what waits, then closes.
     fn release(&mut self, host: Id) {
         let Some(stream) = self.streams.get_mut(host) else { return };
-        self.timers.change(host, &mut stream.deadline, None);
         self.stats.dropped_bytes.add(stream.drop_part() as u64);
         match stream.phase {
             Phase::Open(_) if stream.has_backlog() && !stream.deaf => stream.phase = Phase::Draining,
@@ -331,7 +342,8 @@ impl Hosts {
                     self.refuse_unseen(host);
                 }
                 Phase::Connecting(conn) => self.try_again(conn, host, now),
-                Phase::Requested(_) | Phase::Open(_) | Phase::Draining => {}
+                Phase::Open(_) | Phase::Draining => self.flush(host, now),
+                Phase::Requested(_) => {}
             }
         }
     }

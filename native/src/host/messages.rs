@@ -37,6 +37,9 @@ pub struct Messages {
     whole: VecDeque<usize>,
     /// Length of the beginning behind them.
     part: usize,
+    /// The last attempt to send found the kernel without memory for a message of this length, and nobody tells when it
+    /// has some: the call is to be repeated.
+    starved: bool,
     /// A message for the guest, which has the beginning of it.
     rest: Vec<u8>,
     /// How much of that the guest has.
@@ -58,6 +61,11 @@ impl Messages {
     /// Whether whole messages wait.
     pub fn has_backlog(&self) -> bool {
         !self.whole.is_empty()
+    }
+
+    /// Whether sending is to be tried again although no room was told of.
+    pub fn is_starved(&self) -> bool {
+        self.starved
     }
 
     /// Whether there is the beginning of a message.
@@ -102,6 +110,7 @@ impl Messages {
     /// Sends the messages that wait, as many as go: how many bytes that was, or [`Moved::Closed`].
     pub fn flush(&mut self, socket: &OwnedFd) -> Moved {
         let before = self.sent;
+        self.starved = false;
         while let Some(&len) = self.whole.front() {
             let message = &self.bytes[self.sent..self.sent + len];
             match send(socket, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
@@ -110,7 +119,11 @@ impl Messages {
                     self.whole.pop_front();
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => break,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::NOBUFS | Errno::NOMEM) => {
+                    self.starved = true;
+                    break;
+                }
                 Err(_) => return Moved::Closed,
             }
         }

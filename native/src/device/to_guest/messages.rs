@@ -16,8 +16,8 @@ use crate::virtio::queue::Queue;
 
 /// The most bytes of one message in one turn: Linux's messages have no more, unless windows were made larger.
 const TURN: usize = 256 * 1024;
-/// Messages that are longer than this by more than the buffers at hand are not read, whatever the guest's window.
-const OVERFLOW: usize = 1 << 20;
+/// The longest message that is passed on, whatever the guest's window: one that no buffer is there for is kept in memory.
+const LONGEST: usize = 1 << 20;
 
 impl ToGuestBatch {
     /// One turn of a message socket: a message, or what is left of one. `limit` has the bytes that may go now, and the
@@ -48,7 +48,7 @@ impl ToGuestBatch {
         }
         let room = self.make_room(queue, memory, hosts, bytes.min(TURN), burst)?;
         if self.overflow.is_empty() {
-            self.overflow = vec![0; OVERFLOW];
+            self.overflow = vec![0; LONGEST];
         }
         let Some(stream) = hosts.stream_mut(host) else { return Ok(()) };
         match receive_message(&stream.fd, &mut self.payload, &mut self.overflow) {
@@ -56,7 +56,7 @@ impl ToGuestBatch {
                 self.put_back(queue, 0);
                 nothing_read(hosts, (conn, host), now);
             }
-            Moved::Bytes(len) | Moved::Last(len) if len <= longest.min(room + OVERFLOW) => {
+            Moved::Bytes(len) | Moved::Last(len) if len <= longest.min(LONGEST) => {
                 let beyond = len.saturating_sub(room);
                 if let Some(messages) = &mut stream.messages {
                     messages.keep_rest(&self.overflow[..beyond]);
