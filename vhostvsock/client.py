@@ -20,19 +20,31 @@ from typing import Any
 
 from vhostvsock.bridge import finding, protocol
 from vhostvsock.bridge.finding import Deadline, Group
-from vhostvsock.bridge.lines import recv_with
-from vhostvsock.bridge.protocol import ANSWER_LIMIT, ANY, DEFAULT_BACKLOG, TAKEN, Connect, Listen
+from vhostvsock.bridge.lines import limit_messages
+from vhostvsock.bridge.protocol import ANY, DEFAULT_BACKLOG, TAKEN, Connect, Listen
+from vhostvsock.paths import SEQPACKET_SUFFIX
 
+# Where one daemon has no VM or no way, another may have it. Linux's word for no VM depends on the type of the socket.
+_ELSEWHERE = (errno.ENODEV, errno.ESOCKTNOSUPPORT, errno.ENETUNREACH)
 # A daemon that hangs costs the list no more than that.
 _LIST_SECONDS = 5.0
 
 
-def connect(cid: int, port: int, *, timeout: float | None = None, runtime_dir: str | None = None) -> socket.socket:
-    """A stream connected to `port` of `cid`: of a guest, of this host (1), or of the hypervisor above (2).
+def connect(
+    cid: int,
+    port: int,
+    *,
+    type: socket.SocketKind = socket.SOCK_STREAM,  # noqa: A002 - as socket.socket has it
+    timeout: float | None = None,
+    runtime_dir: str | None = None,
+) -> socket.socket:
+    """A socket connected to `port` of `cid`: of a guest, of this host (1), or of the hypervisor above (2).
 
-    The socket is an AF_UNIX one. `timeout` bounds the connecting as a whole, in seconds; a guest that does not answer
-    gives ETIMEDOUT after two anyway. The errors are Linux's: ENODEV where there is no such VM to be seen, EHOSTUNREACH
-    where it runs no driver, ECONNRESET where nobody listens, EINVAL for what is no CID or port.
+    It is an AF_UNIX one of `type`: a stream, or SOCK_SEQPACKET for messages. `timeout` bounds the connecting as a
+    whole, in seconds; a guest that does not answer gives ETIMEDOUT after two anyway. The errors are Linux's: ENODEV
+    where there is no such VM to be seen, EHOSTUNREACH where it runs no driver, ECONNRESET where nobody listens, EINVAL
+    for what is no CID or port. For SOCK_SEQPACKET, ESOCKTNOSUPPORT where there is no such VM, or one without such
+    sockets.
     """
     request = Connect(_number(cid, "CID"), _number(port, "port"))
     deadline = Deadline(timeout)
@@ -44,16 +56,16 @@ def connect(cid: int, port: int, *, timeout: float | None = None, runtime_dir: s
     while left:
         group = left.pop(0)
         try:
-            sock = finding.open_one([group], deadline)
+            sock = finding.open_one([group], deadline, type)
         except OSError as error:
             failed.append(error)
             continue
         try:
             _, others = finding.ask(sock, request, deadline)
         except BaseException as error:
-            asked = sock.getpeername()
+            asked = sock.getpeername().removesuffix(SEQPACKET_SUFFIX)
             sock.close()
-            if not (isinstance(error, OSError) and error.errno in (errno.ENODEV, errno.ENETUNREACH)):
+            if not (isinstance(error, OSError) and error.errno in _ELSEWHERE):
                 raise
             refusal = error
             others_there = group.paths[group.paths.index(asked) + 1 :]
@@ -67,6 +79,7 @@ def connect(cid: int, port: int, *, timeout: float | None = None, runtime_dir: s
             for each in others:
                 each.close()
         sock.settimeout(None)
+        limit_messages(sock)
         return sock
     if refusal is not None:
         raise refusal
@@ -138,17 +151,14 @@ class Server:
 
     def accept(self) -> tuple[socket.socket, tuple[int, int]]:
         """The next connection, and (CID, port) of its other end. Raises ECONNRESET when the daemon is gone."""
-        line = b""
         sockets: list[socket.socket] = []
-        while not line.endswith(b"\n"):
-            data, came = recv_with(self._sock, 1)
-            sockets += came
-            if not data or len(line) > ANSWER_LIMIT:
-                for each in sockets:
-                    each.close()
-                raise ConnectionResetError(errno.ECONNRESET, "the daemon that listened for this port is gone")
-            line += data
-        peer = protocol.parse_accept(line[:-1])
+        try:
+            line = finding.read_answer(self._sock, sockets)
+        except OSError as error:
+            for each in sockets:
+                each.close()
+            raise ConnectionResetError(errno.ECONNRESET, "the daemon that listened for this port is gone") from error
+        peer = protocol.parse_accept(line)
         if len(sockets) != 1:
             raise OSError(errno.EPROTO, "the bridge announced a connection without one")
         with contextlib.suppress(OSError):  # the daemon may be gone: the connection does without
@@ -174,16 +184,22 @@ class Server:
 
 
 def create_server(
-    port: int = ANY, *, cid: int = ANY, backlog: int = DEFAULT_BACKLOG, runtime_dir: str | None = None
+    port: int = ANY,
+    *,
+    type: socket.SocketKind = socket.SOCK_STREAM,  # noqa: A002 - as socket.socket has it
+    cid: int = ANY,
+    backlog: int = DEFAULT_BACKLOG,
+    runtime_dir: str | None = None,
 ) -> Server:
     """Listen on `port` (by default any free one, see `Server.port`) for guests, and host applications of this domain.
 
-    `cid` may be 2 (for guests), 1 (for loopback) or ANY. The errors are Linux's: EADDRINUSE, EADDRNOTAVAIL, EACCES
+    `cid` may be 2 (for guests), 1 (for loopback) or ANY. Connections of another type (SOCK_STREAM, SOCK_SEQPACKET) are
+    reset; one port cannot have both. The errors are Linux's: EADDRINUSE, EADDRNOTAVAIL, EACCES
     for ports below 1024, EINVAL for what is no CID or port.
     """
     request = Listen(_number(cid, "CID"), _number(port, "port"), _number(backlog, "backlog"))
     deadline = Deadline(None)
-    sock = finding.open_one(finding.groups(runtime_dir), deadline)
+    sock = finding.open_one(finding.groups(runtime_dir), deadline, type)
     try:
         number, _ = finding.ask(sock, request, deadline)
     except BaseException:

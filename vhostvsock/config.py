@@ -18,9 +18,11 @@ from typing import Any
 from vhostvsock.dropins import merge
 from vhostvsock.errors import ConfigError
 from vhostvsock.ids import Cid
+from vhostvsock.paths import seqpacket_path
 
 # sizeof(sockaddr_un.sun_path) is 108, with the closing NUL.
 SUN_PATH_BYTES = 107
+# Beside "<uds_path>" is "<uds_path>.seqpacket", which is shorter than what comes now.
 # Guests that connect to (2, PORT) reach "<uds_path>_<PORT>": the longest such name must fit as well.
 LONGEST_PORT_SUFFIX = len("_4294967295")
 
@@ -364,7 +366,8 @@ def _check_together(vms: list[VmConfig], source: str) -> None:
         if vm.name in names:
             raise ConfigError(f"{source}: two VMs have the name {vm.name!r}", hint="give each VM a name of its own")
         names[vm.name] = vm
-        for key, path in (("socket", vm.socket), ("uds_path", vm.uds_path)):
+        messages = seqpacket_path(vm.uds_path)
+        for key, path in (("socket", vm.socket), ("uds_path", vm.uds_path), ("uds_path for messages", messages)):
             for real, what in ((_real(path), key), (_real(path) + ".lock", f"lock file of {key}")):
                 if real in paths:
                     other, other_key = paths[real]

@@ -23,6 +23,7 @@ from vhostvsock.bridge.server import Bridge
 from vhostvsock.config import Access, DaemonConfig
 from vhostvsock.errors import SocketError
 from vhostvsock.native import EVENT_BATCH, Engine, Event
+from vhostvsock.paths import seqpacket_path
 from vhostvsock.registry.errors import NetnsError
 from vhostvsock.registry.kernel import KernelModes, host_cid
 from vhostvsock.registry.netns import cookie_of_socket, namespace_of_socket, own
@@ -86,8 +87,8 @@ class Daemon:
         own_cid = host_cid if self._config.parent else lambda: None
         self._registry = registry = Registry(self._config.runtime_dir, own_cid=own_cid)
         self._bridge = bridge = Bridge(registry, lambda: self._vms, own_cid, connect_parent)
-        clients, others = self._listen_for_bridge(registry.directory)
-        registry.register_daemon(clients.path)
+        others, *clients = self._listen_for_bridge(registry.directory)
+        registry.register_daemon(clients[0].path)
         for config in self._config.vms:
             vm = ServedVm(config, self._config.handshake_timeout, registry, self._on_ask)
             self._vms.append(vm)
@@ -103,14 +104,15 @@ class Daemon:
         for vm in self._vms:
             self._keep_going(vm.serve)
             self._keep_going(vm.revive, self._engine)
-        self._keep_going(bridge.serve, clients)
+        for listening in clients:
+            self._keep_going(bridge.serve, listening)
         self._keep_going(peers.serve, others, bridge.take_over)
         seconds = watchdog.period(os.environ)
         if seconds is not None:
             self._keep_going(watchdog.watch, seconds, lambda: self._vms)
 
-    def _listen_for_bridge(self, directory: str) -> tuple[ListeningSocket, ListeningSocket]:
-        """The sockets for host applications and for other daemons."""
+    def _listen_for_bridge(self, directory: str) -> list[ListeningSocket]:
+        """The sockets for other daemons, and for host applications: for streams, and for messages."""
         try:
             places.prepare(directory)
         except OSError as error:
@@ -118,13 +120,15 @@ class Daemon:
             raise SocketError(f"cannot use {where}: {error.strerror}", hint="remove it, or mend its owner") from error
         path = places.new_bridge_path(directory)
         made = self._bridge_sockets
-        made.append(ListeningSocket(path, self._config.bridge_access))
         made.append(ListeningSocket(places.peer_path(path), Access(), kind=socket.SOCK_SEQPACKET))
-        return made[0], made[1]
+        made.append(ListeningSocket(path, self._config.bridge_access))
+        beside = seqpacket_path(path)
+        made.append(ListeningSocket(beside, self._config.bridge_access, kind=socket.SOCK_SEQPACKET))
+        return made
 
-    def _on_ask(self, vm: ServedVm, token: int, guest_port: int, port: int) -> None:
+    def _on_ask(self, vm: ServedVm, token: int, guest_port: int, port: int, kind: socket.SocketKind) -> None:
         assert self._bridge is not None
-        task = asyncio.create_task(self._bridge.guest_asks(vm, token, guest_port, port))
+        task = asyncio.create_task(self._bridge.guest_asks(vm, token, guest_port, port, kind))
         self._asks.add(task)
         task.add_done_callback(self._asks.discard)
 
@@ -193,7 +197,7 @@ def _socket_like(client: socket.socket) -> socket.socket:
     counts. Where that may not be, it is made in ours, which is the same unless ours is local."""
 
     def make() -> socket.socket:
-        return socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        return socket.socket(socket.AF_VSOCK, client.type)
 
     if KernelModes().present() and cookie_of_socket(client) != own():
         with contextlib.suppress(NetnsError), namespace_of_socket(client) as netns:

@@ -80,14 +80,15 @@ class EventKind(enum.IntEnum):
     FAULT = 5  # the device's thread died; the text says why
     ASK = 6  # the guest asks for a port that nobody of its own has; answer under `token`
     NETNS = 7  # the mode of a client's namespace is unknown
+    ASK_SEQPACKET = 8  # as ASK, for a message socket
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened in the data plane; `device` is the handle of the one it happened to, or 0.
 
-    ASK: `value` has the port asked for in its lower 32 bits, and that of the guest's socket above them. NETNS: `value`
-    is the namespace's cookie, and `sock` a socket made in it, which the receiver closes.
+    ASK, ASK_SEQPACKET: `value` has the port asked for in its lower 32 bits, and that of the guest's socket above them.
+    NETNS: `value` is the namespace's cookie, and `sock` a socket made in it, which the receiver closes.
     """
 
     kind: EventKind
@@ -130,6 +131,7 @@ class DeviceConfig:
     handshake_timeout_ms: int = 0
     connect_timeout_ms: int = 0
     poll_us: int = 0  # here zero means not at all
+    seqpacket_listener: int = -1  # none
 
 
 def _call(what: str, function: Callable[..., int], *args: Any) -> int:
@@ -283,6 +285,7 @@ class Engine(_Handle):
         record.name = name
         record.guest_cid = config.cid.value
         record.hybrid_listener = config.hybrid_listener
+        record.seqpacket_listener = config.seqpacket_listener
         record.uds_path = uds_path
         record.buf_alloc = config.buf_alloc
         record.max_connections = config.max_connections
@@ -325,7 +328,7 @@ class Device(_Handle):
         _call(what, _lib.vhv_device_connect, handle, client.detach(), port)
 
     def answer(self, token: int, sock: socket.socket | None) -> None:
-        """Answer an ASK: with a socket that leads to the application that listens, or with None."""
+        """Answer an ASK or ASK_SEQPACKET: with a socket that leads to the application that listens, or with None."""
         handle = self.handle
         fd = -1 if sock is None else sock.detach()
         _call(f"vm {self.name}: cannot answer the guest", _lib.vhv_device_answer, handle, token, fd)

@@ -1,4 +1,4 @@
-"""One VM as the daemon sees it: its two sockets, its device, and whichever front-end is attached.
+"""One VM as the daemon sees it: its sockets, its device, and whichever front-end is attached.
 
 Before: daemon.py makes one per configured VM and passes on the device's events. After: native.py takes over each
         accepted vhost-user connection.
@@ -23,6 +23,7 @@ from vhostvsock.config import VmConfig
 from vhostvsock.errors import NativeError, VhostvsockError
 from vhostvsock.ids import Cid
 from vhostvsock.native import Admission, Device, DeviceConfig, Engine, Event, EventKind, Scope
+from vhostvsock.paths import seqpacket_path
 from vhostvsock.registry.errors import Refused, RegistryError
 from vhostvsock.registry.records import Claim
 from vhostvsock.registry.rules import Mode, NetnsId, may_reach
@@ -45,10 +46,12 @@ _STATES = {
     EventKind.FAULT: "failed",
 }
 
+_ASKED = {EventKind.ASK: socket.SOCK_STREAM, EventKind.ASK_SEQPACKET: socket.SOCK_SEQPACKET}
+
 _log = logging.getLogger("vhostvsock.vm")
 
-# (VM, token, port of the guest's socket, port asked for)
-AskHandler = Callable[["ServedVm", int, int, int], None]
+# (VM, token, port of the guest's socket, port asked for, type of socket)
+AskHandler = Callable[["ServedVm", int, int, int, socket.SocketKind], None]
 
 
 class ServedVm:
@@ -63,6 +66,7 @@ class ServedVm:
         self._handshake_timeout = handshake_timeout
         self._front_ends: ListeningSocket | None = None
         self._clients: ListeningSocket | None = None
+        self._message_clients: ListeningSocket | None = None
         self._device: Device | None = None
         self._free = asyncio.Event()  # set while no front-end is attached
         self._faulted = asyncio.Event()
@@ -70,19 +74,23 @@ class ServedVm:
         self.on_state: Callable[[], None] = lambda: None  # called when it changed
 
     def listen(self, passed: PassedSockets | None = None) -> None:
-        """Make both sockets, or take those that were passed. From here on connections queue up; nobody answers yet."""
+        """Make the sockets, or take those that were passed. From here on connections queue up; nobody answers yet."""
         config, passed = self.config, passed or PassedSockets()
         self._front_ends = ListeningSocket(config.socket, config.socket_access, passed.take(config.socket))
         self._clients = ListeningSocket(config.uds_path, config.uds_access, passed.take(config.uds_path))
+        path, kind = seqpacket_path(config.uds_path), socket.SOCK_SEQPACKET
+        self._message_clients = ListeningSocket(path, config.uds_access, passed.take(path, kind), kind=kind)
 
     def start(self, engine: Engine) -> None:
         """Make the device; host applications are answered from here on."""
         assert self._clients is not None
+        assert self._message_clients is not None
         self._device = engine.new_device(
             DeviceConfig(
                 name=self.config.name,
                 cid=self.config.cid or Cid(3),  # each front-end is told the one that was claimed for it
                 hybrid_listener=self._clients.fileno(),
+                seqpacket_listener=self._message_clients.fileno(),
                 uds_path=self.config.uds_path,
                 poll_us=self.config.poll_us,
                 max_connections=self.config.max_connections,
@@ -115,8 +123,8 @@ class ServedVm:
         elif event.kind is EventKind.STOPPED:
             self._say(logging.INFO, "the guest's driver is down")
             self._note_running(False)
-        elif event.kind is EventKind.ASK:
-            self._on_ask(self, event.token, event.value >> 32, event.value & 0xFFFF_FFFF)
+        elif event.kind in _ASKED:
+            self._on_ask(self, event.token, event.value >> 32, event.value & 0xFFFF_FFFF, _ASKED[event.kind])
         elif event.kind is EventKind.NETNS:
             self._look_up(event)
         elif event.kind is EventKind.FAULT:
@@ -285,7 +293,7 @@ class ServedVm:
         """End the device and remove the sockets. May be called at any stage, and twice."""
         await self._close_device()
         self._release()
-        for listening in (self._clients, self._front_ends):
+        for listening in (self._message_clients, self._clients, self._front_ends):
             if listening is not None:
                 listening.close()
 

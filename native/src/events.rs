@@ -52,6 +52,8 @@ pub enum Kind {
     /// A client belongs to the network namespace with cookie `value`, of which the device knows nothing yet. `fd` is its
     /// socket.
     Netns = 7,
+    /// As [`Ask`](Self::Ask), for a message socket (SOCK_SEQPACKET).
+    AskSeqpacket = 8,
 }
 
 /// One piece of news.

@@ -78,6 +78,8 @@ counters! {
     established,
     /// Guest requests refused because nobody listens at the path, or the listener refused.
     refused_no_listener,
+    /// Guest requests refused because who listens has a socket of another type.
+    refused_type,
     /// Guest requests refused because the listener's backlog stayed full until the timeout.
     refused_backlog,
     /// Requests of either side refused for want of file descriptors or memory, or for a limit.
@@ -86,6 +88,8 @@ counters! {
     refused_by_guest,
     /// Host requests that the guest did not answer in time.
     timeout_guest,
+    /// Host requests for a message socket while the guest has none.
+    refused_no_seqpacket,
     /// Host requests while no guest driver was running.
     refused_not_running,
     /// Host clients whose network namespace must not see the VM.
@@ -100,6 +104,8 @@ counters! {
     reset_protocol,
     /// Connections reset because the guest sent more than its credit.
     reset_overrun,
+    /// Connections reset because a host application sent a message longer than the guest takes.
+    reset_too_long,
     /// Connections reset because the device was reset or its front-end went away.
     reset_device,
     /// Connections reset for want of memory for what the host application does not take.
@@ -110,10 +116,10 @@ counters! {
     reset_by_host,
     /// Connections that the guest never confirmed as closed.
     timeout_close,
+    /// RST packets for packets of a type that is unknown, not negotiated, or not that of the connection.
+    rst_type,
     /// RST packets for ports without a connection.
     rst_unknown,
-    /// RST packets for a type of socket that is not offered.
-    rst_type,
     /// Packets that mean nothing in the state of their connection, and RST packets for none.
     ignored,
     /// Packets dropped for a source or destination CID that is not the guest's or not the host's.

@@ -16,7 +16,7 @@ from scripts.lib.fetch_apt import FetchError, cache_dir
 SOURCES = Path(__file__).resolve().parent / "guest"
 _FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 _IN_GUEST = ("-static", "-s", "-DIN_GUEST")
-_PROBE = ("probe.c", "talk.c", "many.c", "serve.c", "ask.c", "address.c", "stream.c")
+_PROBE = ("probe.c", "talk.c", "many.c", "serve.c", "ask.c", "messages.c", "address.c", "stream.c")
 
 
 def _compile(name: str, sources: tuple[str, ...], flags: tuple[str, ...]) -> Path:

@@ -10,6 +10,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,4 +138,29 @@ def nameless() -> Iterator[Namespace]:
         return Namespace(own(), os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC), "nameless")
 
     with in_thread(make) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def spaces() -> Iterator[dict[str, str]]:
+    """Two global and two local namespaces, by role, and the runtime directory in which their modes are noted."""
+    if os.geteuid() != 0:
+        lacking("root, to make network namespaces")
+    found: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="vr-", dir="/tmp") as directory:
+        command, names = Command(directory), Names()
+        try:
+            for role in ("global0", "global1", "local0", "local1"):
+                found[role] = names.new(role)
+                command.ok("netns", "add", found[role], "--mode", role[:-1])
+            yield {**found, "registry": directory}
+        finally:
+            for name in names.used:
+                names.remove(name)
+
+
+@pytest.fixture
+def world_of(spaces: dict[str, str], short_dir: Path, program: str) -> Iterator[World]:
+    """Daemons and guests with the registry of `spaces`."""
+    with world(short_dir, program, spaces["registry"]) as made:
         yield made

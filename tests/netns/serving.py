@@ -128,7 +128,7 @@ class World:
         made.wait("vhostvsock: ready:")
         return made
 
-    def guest(self, name: str, namespace: str | None = None, *echo: int) -> Lines:
+    def guest(self, name: str, namespace: str | None = None, *echo: int | str) -> Lines:
         """A guest that was started in `namespace` on the socket of VM `name`."""
         words = [*within(namespace), self._program, f"{name}.vh", *map(str, echo)]
         made = Lines(words, self.directory, self.env, stderr=False)

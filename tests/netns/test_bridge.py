@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from conftest import lacking
 from netns.conftest import Command, Names
-from netns.serving import LIMIT, Lines, World, world
+from netns.serving import LIMIT, Lines, World
 
 ECHO = 1234
-
-
-@pytest.fixture(scope="module")
-def spaces() -> Iterator[dict[str, str]]:
-    """Two global and two local namespaces, by role, and the runtime directory in which their modes are noted."""
-    if os.geteuid() != 0:
-        lacking("root, to make network namespaces")
-    found: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="vr-", dir="/tmp") as directory:
-        command, names = Command(directory), Names()
-        try:
-            for role in ("global0", "global1", "local0", "local1"):
-                found[role] = names.new(role)
-                command.ok("netns", "add", found[role], "--mode", role[:-1])
-            yield {**found, "registry": directory}
-        finally:
-            for name in names.used:
-                names.remove(name)
-
-
-@pytest.fixture
-def world_of(spaces: dict[str, str], short_dir: Path, program: str) -> Iterator[World]:
-    """Daemons and guests with the registry of `spaces`."""
-    with world(short_dir, program, spaces["registry"]) as made:
-        yield made
 
 
 def listening(listener: Lines, served: World, port: int, namespace: str | None = None) -> None:

@@ -84,7 +84,6 @@ def test_names_are_not_needed(short_dir: Path) -> None:
         ("passed(unix('a'), LISTEN_FDS='x')", "LISTEN_FDS is 'x'"),
         ("passed(unix('a'), names='a:b')", "2 names for 1 sockets"),
         ("passed(unix('a'), LISTEN_FDS='5')", "is no socket"),
-        ("passed(unix('a', socket.SOCK_SEQPACKET))", "no UNIX stream socket with a path"),
         ("passed(unix('a', socket.SOCK_DGRAM, False))", "no UNIX stream socket with a path"),
         ("passed(unix('\\0a'))", "no UNIX stream socket with a path"),
         ("passed(unix('a', listen=False))", "does not listen"),
@@ -96,6 +95,23 @@ def test_what_cannot_be_served_is_refused(short_dir: Path, code: str, part: str)
     said = run(code, short_dir)
     assert said.startswith("refused: ")
     assert part in said
+
+
+def test_socket_of_another_type_than_is_served_at_its_path_is_refused_with_the_remedy(short_dir: Path) -> None:
+    code = """
+got, env = passed(unix("a", socket.SOCK_SEQPACKET), unix("bb"), unix("ccc", socket.SOCK_SEQPACKET))
+print(got.take("a", socket.SOCK_SEQPACKET).type.name)
+for path, kind in (("bb", socket.SOCK_SEQPACKET), ("ccc", socket.SOCK_STREAM)):
+    try:
+        got.take(path, kind)
+    except ActivationError as error:
+        print(error.hint)
+"""
+    assert run(code, short_dir).splitlines() == [
+        "SOCK_SEQPACKET",
+        "use ListenSequentialPacket=bb",
+        "use ListenStream=ccc",
+    ]
 
 
 def test_two_sockets_for_one_path_are_refused(short_dir: Path) -> None:

@@ -81,3 +81,32 @@ def test_opening_takes_a_timeout(short_dir: Path) -> None:
             asyncio.run(aio.open_connection(42, 5, timeout=0.2, runtime_dir=str(short_dir)))
         assert time.monotonic() - began < 1
         assert failed.value.errno == errno.ETIMEDOUT
+
+
+def test_message_sockets_are_served_as_sockets_and_a_callback_that_fails_closes_its_own() -> None:
+    told: list[dict[str, Any]] = []
+
+    async def serve(sock: socket.socket, peer: tuple[int, int]) -> None:
+        loop = asyncio.get_running_loop()
+        while message := await loop.sock_recv(sock, 100):
+            await loop.sock_sendall(sock, repr((peer, message)).encode())
+        raise ValueError("ours")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        daemon, control = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        async with aio.SocketServer(client.Server(control, 2, 5000), serve):
+            guest, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+            guest.settimeout(10)
+            with daemon, guest:
+                with theirs:
+                    send_with(daemon, b"ACCEPT 42 1024\n", [theirs.fileno()])
+                guest.send(b"one")
+                guest.send(b"two")
+                for message in (b"one", b"two"):
+                    assert await asyncio.to_thread(guest.recv, 100) == repr(((42, 1024), message)).encode()
+                guest.shutdown(socket.SHUT_WR)
+                assert await asyncio.to_thread(guest.recv, 100) == b""
+
+    asyncio.run(main())
+    assert [str(context["exception"]) for context in told] == ["ours"]

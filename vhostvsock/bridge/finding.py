@@ -16,13 +16,14 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vhostvsock.bridge import protocol
-from vhostvsock.bridge.lines import recv_with
+from vhostvsock.bridge.lines import recv_with, whole_line
 from vhostvsock.bridge.places import bridge_directory
 from vhostvsock.bridge.protocol import ANSWER_LIMIT, VERSION, Request, Version
+from vhostvsock.paths import seqpacket_path
 from vhostvsock.registry.runtime import ENVIRONMENT, SYSTEM_DIR
 from vhostvsock.registry.runtime import runtime_dir as default_directory
 
@@ -100,16 +101,16 @@ def where(found: Iterable[Group]) -> str:
     return " or ".join(group.where for group in found)
 
 
-def open_one(found: list[Group], deadline: Deadline) -> socket.socket:
-    """A connection to the bridge of a daemon that lives and answers."""
+def open_one(found: list[Group], deadline: Deadline, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    """A connection to the bridge of a daemon that lives and answers; for streams, or for messages."""
     denied = False
     silent: str | None = None
     for path in (path for group in found for path in group.paths):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_UNIX, kind)
         try:
             hello = deadline.within(HELLO_SECONDS)
             hello.apply(sock)
-            sock.connect(path)
+            sock.connect(path if kind == socket.SOCK_STREAM else seqpacket_path(path))
             _, others = ask(sock, Version(VERSION), hello)
             for each in others:
                 each.close()
@@ -142,25 +143,35 @@ def nobody(found: list[Group]) -> OSError:
 
 def ask(sock: socket.socket, request: Request, deadline: Deadline) -> tuple[int, list[socket.socket]]:
     """Send a request; the number of the answer, and the sockets that came with it. Takes nothing behind the line."""
-    line = b""
     sockets: list[socket.socket] = []
     try:
         deadline.apply(sock)
         sock.sendall(protocol.request_line(request), socket.MSG_NOSIGNAL)
-        while not line.endswith(b"\n"):
-            deadline.apply(sock)
-            # Byte by byte: what follows is payload.
-            data, came = recv_with(sock, 1)
-            sockets += came
-            if not data:
-                raise ConnectionResetError(errno.ECONNRESET, "the daemon closed the connection")
-            line += data
-            if len(line) > ANSWER_LIMIT:
-                raise OSError(errno.EPROTO, "the answer is too long")
-        return protocol.parse_answer(line[:-1]), sockets
+        line = read_answer(sock, sockets, lambda: deadline.apply(sock))
+        return protocol.parse_answer(line), sockets
     except BaseException as error:
         for each in sockets:
             each.close()
         if isinstance(error, TimeoutError) and error.errno is None:
             raise deadline.passed() from None  # of the socket: without an errno
         raise
+
+
+def read_answer(sock: socket.socket, sockets: list[socket.socket], before: Callable[[], None] = lambda: None) -> bytes:
+    """A line without its end, and no byte that follows: that is payload. `sockets` gets those that come with it.
+
+    `before` is called before each call that may wait. Raises OSError, ECONNRESET at the end of the stream.
+    """
+    # Streams byte by byte. A message that is longer than an answer is none.
+    size = ANSWER_LIMIT + 1 if sock.type == socket.SOCK_SEQPACKET else 1
+    line = b""
+    while not line.endswith(b"\n"):
+        before()
+        data, came = recv_with(sock, size)
+        sockets += came
+        if not data:
+            raise ConnectionResetError(errno.ECONNRESET, "the daemon closed the connection")
+        line += data
+        if len(line) > ANSWER_LIMIT or size > 1:
+            break
+    return whole_line(line, ANSWER_LIMIT)

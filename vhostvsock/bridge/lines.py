@@ -15,6 +15,8 @@ import select
 import socket
 from collections.abc import Sequence
 
+from vhostvsock.bridge.protocol import LONGEST_MESSAGE
+
 # While a line is incomplete its beginning stays in the socket, which therefore always polls as readable.
 _PAUSE = 0.01
 _INT = array.array("i").itemsize
@@ -44,7 +46,13 @@ def hung_up(sock: socket.socket) -> bool:
 
 
 async def read_line(sock: socket.socket, limit: int) -> bytes:
-    """The next line, without its end; b"" at the end of the stream. Raises OSError(EPROTO) for one that is too long."""
+    """The next line, without its end; b"" at the end of the stream. Raises OSError(EPROTO) for one that is too long.
+
+    On a message socket it is a message.
+    """
+    if sock.type == socket.SOCK_SEQPACKET:
+        await readable(sock)
+        return whole_line(sock.recv(limit + 1), limit)
     seen = 0
     while True:
         await readable(sock)
@@ -61,6 +69,21 @@ async def read_line(sock: socket.socket, limit: int) -> bytes:
         if len(data) == seen:
             await asyncio.sleep(_PAUSE)
         seen = len(data)
+
+
+def whole_line(message: bytes, limit: int) -> bytes:
+    """The line that a message is, without its end; b"" for the end of messages. Raises OSError(EPROTO) for another."""
+    line, end, rest = message.partition(b"\n")
+    if message and (not end or rest or len(message) > limit):
+        raise OSError(errno.EPROTO, "a message has to be one line, and not a long one")
+    return line
+
+
+def limit_messages(sock: socket.socket) -> None:
+    """Have a message socket take what a vsock socket takes in one message, and refuse more with the same EMSGSIZE."""
+    if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_SEQPACKET:
+        # The kernel doubles what it is told, and keeps 32 bytes to itself (unix_dgram_sendmsg, net/unix/af_unix.c).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, (LONGEST_MESSAGE + 32) // 2)
 
 
 def send_with(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:

@@ -2,7 +2,8 @@
 
 Before: server.py answered its LISTEN. After: each connection goes to it as a descriptor, with a line that names the
         peer.
-Rules:  - Linux's backlog: N connections may wait, and one more; the next is refused.
+Rules:  - the connections are of the type of the socket on which LISTEN was said: streams, or messages.
+        - Linux's backlog: N connections may wait, and one more; the next is refused.
         - what waits, waits in the application's own socket: when that closes, the kernel closes the waiting ones, and
           their peers see the end.
         - a client of loopback gets its OK here, in the step that hands its connection over: not before it is known
@@ -15,7 +16,7 @@ import contextlib
 import errno
 import socket
 
-from vhostvsock.bridge.lines import hung_up, readable, send_with
+from vhostvsock.bridge.lines import hung_up, limit_messages, readable, send_with
 from vhostvsock.bridge.protocol import LINE_LIMIT, TAKEN, accept_line, ok_line
 from vhostvsock.ids import CID_LOCAL
 from vhostvsock.registry.errors import Refused
@@ -40,12 +41,15 @@ class BridgeListener:
 
         A connection from CID 1 is a client's own, which is told OK. Closes nothing.
         """
+        if connection.type != self._sock.type:
+            raise Refused(errno.ECONNRESET, "who listens there has a socket of another type")
         if self.waiting > self._backlog or hung_up(self._sock):
             raise Refused(errno.ECONNRESET, "nobody listens any more, or too many connections wait to be accepted")
         greeted = cid == CID_LOCAL
         if greeted:
             connection.send(ok_line(port), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         connection.setblocking(True)  # that of a guest is, too
+        limit_messages(connection)
         try:
             send_with(self._sock, accept_line(cid, port), [connection.fileno()])
         except OSError as error:

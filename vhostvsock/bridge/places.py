@@ -11,6 +11,7 @@ import os
 import secrets
 
 from vhostvsock.errors import SocketError
+from vhostvsock.paths import SEQPACKET_SUFFIX
 from vhostvsock.registry.runtime import make_directory
 from vhostvsock.sockets import is_alive
 
@@ -36,7 +37,7 @@ def prepare(runtime_dir: str) -> None:
         pass
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
-        if name.endswith((".sock", ".peer")) and not _may_live(path):
+        if name.endswith((".sock", ".peer", SEQPACKET_SUFFIX)) and not _may_live(path):
             for left in (path, path + ".lock"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(left)

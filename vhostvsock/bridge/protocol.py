@@ -19,6 +19,8 @@ ANSWER_LIMIT = 512
 VERSION = 1
 ANY = 0xFFFF_FFFF
 DEFAULT_BACKLOG = 128
+# The longest message of a vsock socket whose windows nobody changed.
+LONGEST_MESSAGE = 256 * 1024
 
 # What a listening application says for each connection that it took.
 TAKEN = b"TAKEN\n"

@@ -40,7 +40,7 @@ from vhostvsock.errors import VhostvsockError
 from vhostvsock.ids import CID_HOST, CID_LOCAL, PORT_ANY
 from vhostvsock.registry.errors import Refused
 from vhostvsock.registry.records import Claim, Listener
-from vhostvsock.registry.routes import Parent, Route, View, VisibleVm, Way, connect_route
+from vhostvsock.registry.routes import Kind, Parent, Route, View, VisibleVm, Way, connect_route
 from vhostvsock.registry.rules import LAST_PRIVILEGED_PORT, NetnsId
 from vhostvsock.registry.store import Registry
 from vhostvsock.sockets import ListeningSocket, peer_credentials
@@ -48,6 +48,8 @@ from vhostvsock.vm import ServedVm
 
 REQUEST_SECONDS = 5.0
 LIST_SECONDS = 5.0
+
+_KINDS = {socket.SOCK_STREAM: Kind.STREAM, socket.SOCK_SEQPACKET: Kind.SEQPACKET}
 
 _log = logging.getLogger("vhostvsock.bridge")
 
@@ -112,7 +114,7 @@ class Bridge:
 
     async def _connect(self, sock: socket.socket, netns: NetnsId, cid: int, port: int) -> None:
         claim = self._registry.find_vm(netns, cid)
-        match self._route(netns, cid, claim).check():
+        match self._route(netns, cid, claim, _KINDS[sock.type]).check():
             case Way.LOOPBACK:
                 await self._loop_back(sock, netns, cid, port)
             case Way.VM:
@@ -126,14 +128,16 @@ class Bridge:
             case Way.PARENT:
                 await self._go_up(sock, cid, port)
 
-    def _route(self, netns: NetnsId, cid: int, claim: Claim | None) -> Route:
+    def _route(self, netns: NetnsId, cid: int, claim: Claim | None, kind: Kind) -> Route:
         parent = self._parent_cid()
+        # Whether a guest has message sockets is known to its device, which answers for it, also where it does not run.
+        asks_device = kind is Kind.SEQPACKET
         view = View(
             mode=self._registry.modes.mode(netns),
-            vm=None if claim is None else VisibleVm(running=claim.running),
+            vm=None if claim is None else VisibleVm(running=claim.running or asks_device, seqpacket=asks_device),
             parent=None if parent is None else Parent(own_cid=parent),
         )
-        return connect_route(cid, view)
+        return connect_route(cid, view, kind)
 
     def _served(self, claim_id: str) -> ServedVm | None:
         """The VM with this claim, if it is one of ours."""
@@ -175,14 +179,14 @@ class Bridge:
         else:
             served.offer(connection, cid, port)
 
-    async def guest_asks(self, vm: ServedVm, token: int, guest_port: int, port: int) -> None:
+    async def guest_asks(self, vm: ServedVm, token: int, guest_port: int, port: int, kind: socket.SocketKind) -> None:
         """A guest wants a port where nobody listens at its VM's own path."""
         ours: socket.socket | None = None
         try:
             claim = vm.claim
             listener = None if claim is None else self._registry.find_listener(claim.netns, CID_HOST, port)
             if claim is not None and listener is not None:
-                ours, theirs = socket.socketpair()
+                ours, theirs = socket.socketpair(type=kind)
                 with theirs:
                     await self._offer(listener, theirs, claim.cid.value, guest_port)
                 vm.answer(token, ours)

@@ -21,6 +21,7 @@ from vhostvsock.cli.relay import OutputGoneError, Relay
 from vhostvsock.errors import ConfigError, ConnectError
 from vhostvsock.ids import Port, parse_number
 from vhostvsock.log import complain
+from vhostvsock.paths import seqpacket_path
 
 
 def main(args: argparse.Namespace) -> int:
@@ -32,17 +33,19 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(f"--timeout: {args.timeout} is not a number of seconds")
     # An interrupt ends us as it ends cat: by the signal, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    kind = socket.SOCK_SEQPACKET if args.seqpacket else socket.SOCK_STREAM
     if args.cid is not None:
         if args.uds is not None:
             raise ConfigError("CID and --uds exclude each other", hint="--uds names the VM's socket, CID the VM itself")
-        with _by_cid(args.cid, port, args.timeout or None) as sock:
+        with _by_cid(args.cid, port, kind, args.timeout or None) as sock:
             return _join(sock, b"")
     path = args.uds or os.environ.get("VHOSTVSOCK_UDS", "")
     if not path:
         raise ConfigError(
             "which VM? Neither CID, --uds nor VHOSTVSOCK_UDS is given", hint="vhostvsock connect CID PORT"
         )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        path = seqpacket_path(path) if args.seqpacket else path
         return _join(sock, _open(sock, path, port, args.timeout or None).rest)
 
 
@@ -59,14 +62,14 @@ def _join(sock: socket.socket, first: bytes) -> int:
     return 0
 
 
-def _by_cid(text: str, port: Port, timeout: float | None) -> socket.socket:
+def _by_cid(text: str, port: Port, kind: socket.SocketKind, timeout: float | None) -> socket.socket:
     """A connection that some daemon of this host makes."""
     try:
         cid = parse_number(text, "CID")
     except ValueError as error:
         raise ConfigError(str(error)) from None
     try:
-        return client.connect(cid, port.value, timeout=timeout)
+        return client.connect(cid, port.value, type=kind, timeout=timeout)
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "")
         raise ConnectError(f"cannot connect to port {port} of CID {cid}: {error.strerror or error} ({name})") from error

@@ -20,6 +20,9 @@ CID 1 is this host itself. With PORT alone, the guest is the one behind a socket
 
 The end of stdin is passed on (half-close) and the guest's remaining output is still written. When the guest ends its
 side, stdout is closed; the command ends when both sides have ended, or the guest closed the connection altogether.
+
+With --seqpacket the connection carries messages (SOCK_SEQPACKET): what one read of stdin gives is sent as one, and each
+that comes is written out, with nothing in between.
 """
 
 _EPILOG = """\
@@ -63,5 +66,6 @@ def add(commands: Subparsers) -> None:
         default=10.0,
         help="how long to wait for the guest's answer; 0: for ever (default: 10)",
     )
+    command.add_argument("--seqpacket", action="store_true", help="connect for messages (SOCK_SEQPACKET)")
     command.add_argument("cid", metavar="CID", nargs="?", help="CID of the guest, or 1 for this host")
     command.add_argument("port", metavar="PORT", help="port of the guest, 0 to 4294967294")

@@ -27,7 +27,8 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(f"--backlog: {args.backlog} is less than nothing")
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        server = client.create_server(port, cid=cid, backlog=args.backlog)
+        kind = socket.SOCK_SEQPACKET if args.seqpacket else socket.SOCK_STREAM
+        server = client.create_server(port, type=kind, cid=cid, backlog=args.backlog)
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "")
         raise ConnectError(f"cannot listen on port {args.port}: {error.strerror or error} ({name})") from error

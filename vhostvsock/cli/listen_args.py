@@ -17,6 +17,9 @@ Listen on a port for guests, and for host applications of the same namespace or,
 
 Without --exec, the first connection is joined to stdin and stdout, and the command ends with it. With --exec, each
 connection gets a process of its own, until the command is ended.
+
+With --seqpacket it listens for connections that carry messages (SOCK_SEQPACKET). Without --exec, what one read of stdin
+gives is sent as one, and each that comes is written out, with nothing in between.
 """
 
 _EPILOG = """\
@@ -70,4 +73,5 @@ def add(commands: Subparsers) -> None:
     command.add_argument(
         "--backlog", metavar="N", type=int, default=128, help="connections that may wait, less one (default: 128)"
     )
+    command.add_argument("--seqpacket", action="store_true", help="listen for messages (SOCK_SEQPACKET)")
     command.add_argument("port", metavar="PORT", help="the port, 0 to 4294967294, or `any` for a free one")

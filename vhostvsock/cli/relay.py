@@ -18,6 +18,8 @@ import stat
 from vhostvsock.errors import ConnectError
 
 _CHUNK = 64 * 1024
+# What is not taken of a message is lost, so as much as the device passes on.
+_LONGEST_MESSAGE = 1 << 20
 # What poll promises a pipe or terminal to take without blocking.
 _SURE = select.PIPE_BUF
 _GONE = select.POLLHUP | select.POLLERR
@@ -32,6 +34,7 @@ class Relay:
 
     def __init__(self, sock: socket.socket, source: int, sink: int, first: bytes = b"") -> None:
         self._sock = sock
+        self._messages = sock.type == socket.SOCK_SEQPACKET
         self._source = source
         self._sink = sink
         self._to_guest = b""
@@ -134,7 +137,7 @@ class Relay:
 
     def _receive(self) -> None:
         try:
-            data = self._sock.recv(_CHUNK)
+            data = self._sock.recv(_LONGEST_MESSAGE if self._messages else _CHUNK)
         except BlockingIOError:
             return
         except ConnectionResetError:

@@ -1,7 +1,8 @@
 """Sockets that the service manager made for us, as sd_listen_fds(3) passes them: taken once, checked, found by path.
 
 Before: cli/run.py takes them as the first thing. After: vm.py serves those whose paths the configuration names.
-Rules:  - A descriptor that is not a listening UNIX stream socket with a path is an error, not something to serve.
+Rules:  - A descriptor that is not a listening UNIX socket with a path, of the type that is served there, is an error,
+          not something to serve.
         - The variables are removed, and the descriptors closed on exec: no child takes them for its own.
         - The path decides which VM a socket belongs to. Its name (FileDescriptorName=) is for people: all sockets of
           one unit share it, and it cannot hold every name that a VM may have.
@@ -18,6 +19,9 @@ from vhostvsock.errors import ActivationError, SocketError
 
 # The first passed descriptor; fixed by the protocol.
 FIRST_FD = 3
+
+# How a unit asks for each type.
+_DIRECTIVES = {socket.SOCK_STREAM: "ListenStream", socket.SOCK_SEQPACKET: "ListenSequentialPacket"}
 
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
@@ -42,10 +46,18 @@ class PassedSockets:
                 raise ActivationError(f"the service manager passed two sockets for {passed.path}", hint=_HINT)
             self._by_path[key] = passed
 
-    def take(self, path: str) -> socket.socket | None:
+    def take(self, path: str, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket | None:
         """The socket that listens at `path`, if one was passed; the caller owns it from now on."""
-        passed = self._by_path.pop(_key(path), None)
-        return passed.sock if passed else None
+        passed = self._by_path.get(_key(path))
+        if passed is None:
+            return None
+        if passed.sock.type != kind:
+            raise ActivationError(
+                f"the service manager passed a socket of the wrong type for {path}",
+                hint=f"use {_DIRECTIVES[kind]}={path}",
+            )
+        del self._by_path[_key(path)]
+        return passed.sock
 
     def left(self) -> list[PassedSocket]:
         """What nobody has taken."""
@@ -85,7 +97,7 @@ def _checked(fd: int, name: str) -> PassedSocket:
     except OSError as error:
         raise ActivationError(f"{what} is no socket: {error.strerror}", hint=_HINT) from error
     path = sock.getsockname() if sock.family == socket.AF_UNIX else None
-    if sock.type != socket.SOCK_STREAM or not isinstance(path, str) or not path:
+    if sock.type not in _DIRECTIVES or not isinstance(path, str) or not path:
         raise ActivationError(f"{what} is no UNIX stream socket with a path", hint="use ListenStream=/some/path")
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ActivationError(f"{what} does not listen", hint="use Accept=no")

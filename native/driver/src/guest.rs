@@ -55,7 +55,11 @@ impl Default for Setup {
         Self {
             ring_size: 128,
             queues: 2,
-            features: feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::PROTOCOL_FEATURES,
+            features: feature::SEQPACKET
+                | feature::VERSION_1
+                | feature::INDIRECT_DESC
+                | feature::EVENT_IDX
+                | feature::PROTOCOL_FEATURES,
             protocol: feature::PROTOCOL_MQ
                 | feature::PROTOCOL_REPLY_ACK
                 | feature::PROTOCOL_CONFIG

@@ -18,6 +18,11 @@ pub const SHUTDOWN_RCV: u32 = 1;
 /// `flags` of SHUTDOWN: no more sending.
 pub const SHUTDOWN_SEND: u32 = 2;
 
+/// `flags` of RW: the packet ends a message.
+pub const SEQ_EOM: u32 = 1;
+/// `flags` of RW: the message ends a record.
+pub const SEQ_EOR: u32 = 2;
+
 /// Operations of packets.
 pub mod op {
     /// Asks for a connection.

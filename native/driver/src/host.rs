@@ -3,6 +3,8 @@
 //! After: it has a stream like any other.
 //! Rules: every stream has timeouts.
 
+pub mod messages;
+
 use crate::deadline::{Deadline, PATIENCE};
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -5,7 +5,7 @@
 
 use super::plane::{Plane, Seeds};
 use super::poller::Ready;
-use super::{Admission, Busy, Settings, Shared};
+use super::{Admission, Busy, Listeners, Settings, Shared};
 use crate::events::{Events, Log};
 use crate::stats::Snapshot;
 use std::io;
@@ -26,7 +26,12 @@ impl ByHand {
     /// A device that serves the clients of `listener`, a UNIX socket that listens and does not block.
     pub fn new(settings: Settings, listener: OwnedFd, events: Arc<Events>) -> io::Result<Self> {
         let shared = Shared::new()?;
-        let seeds = Seeds::new(settings, listener, Arc::clone(&shared), Log::new(events, 0))?;
+        let seeds = Seeds::new(
+            settings,
+            Listeners { stream: listener, seqpacket: None },
+            Arc::clone(&shared),
+            Log::new(events, 0),
+        )?;
         Ok(Self { plane: Plane::new(seeds), shared, ready: Vec::new() })
     }
 

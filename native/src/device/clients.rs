@@ -7,9 +7,11 @@ use super::hosts::Hosts;
 use super::poller::Token;
 use super::visibility::Judgement;
 use crate::events::{Kind, Level};
-use crate::host::handshake::{MAX_LINE, Parsed, Refusal, ok_line, parse};
+use crate::host::handshake::{MAX_LINE, Parsed, Refusal, ok_line, parse, parse_message};
+use crate::host::messages::{Messages, kind_of};
 use crate::host::stream::{HostStream, Manners, Phase};
 use crate::ids::{GuestPort, HostPort};
+use crate::packet::Type;
 use crate::slab::Id;
 use crate::timers::{MILLISECOND, SECOND};
 use rustix::fs::{Mode, OFlags, open};
@@ -49,9 +51,9 @@ impl Spare {
 impl Hosts {
     // ---- clients ----
 
-    /// Takes in the clients that wait at the listening socket; `false` if that cannot be done for a while, so that the
+    /// Takes in the clients that wait at the listening socket, whose kind they are of; `false` if that cannot be done for a while, so that the
     /// socket, which stays readable, must not wake us meanwhile.
-    pub fn accept(&mut self, listener: &OwnedFd, now: u64) -> bool {
+    pub fn accept(&mut self, listener: &OwnedFd, kind: Type, now: u64) -> bool {
         for _ in 0..ACCEPTS {
             match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(socket) if self.streams.len() >= self.max_streams => {
@@ -59,7 +61,7 @@ impl Hosts {
                     self.turned_away(now, "too many connections");
                 }
                 Ok(socket) => {
-                    let host = self.insert(socket, Phase::Handshake, now);
+                    let host = self.insert(socket, kind, Phase::Handshake, now);
                     if let Some(host) = host {
                         self.set_deadline(host, now + self.handshake_timeout);
                         // Mostly the line is there already; where not, its arrival wakes us.
@@ -95,12 +97,18 @@ impl Hosts {
     pub(super) fn read_request(&mut self, host: Id, now: u64) {
         let Some(stream) = self.streams.get(host) else { return };
         let mut bytes = [0; MAX_LINE];
-        let got = match recv(&stream.fd, &mut bytes, RecvFlags::DONTWAIT | RecvFlags::PEEK) {
-            Ok((_, got)) => got,
+        // Of a message, with TRUNC, the second number is the whole length.
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK | RecvFlags::TRUNC;
+        let (got, len) = match recv(&stream.fd, &mut bytes, flags) {
+            Ok(lengths) => lengths,
             Err(Errno::AGAIN | Errno::INTR) if !stream.hung_up => return,
-            Err(_) => 0,
+            Err(_) => (0, 0),
         };
-        match parse(&bytes[..got]) {
+        let parsed = match stream.kind() {
+            Type::Stream => parse(&bytes[..got]),
+            Type::Seqpacket => parse_message(&bytes[..got], len),
+        };
+        match parsed {
             Parsed::Incomplete if got > 0 && !stream.sends_no_more => {}
             Parsed::Incomplete => {
                 self.stats.handshake_left.add(1);
@@ -166,7 +174,8 @@ impl Hosts {
         if rustix::io::ioctl_fionbio(&socket, true).is_err() {
             return;
         }
-        let Some(host) = self.insert(socket, Phase::Parked(port), now) else { return };
+        let Some(kind) = kind_of(&socket) else { return };
+        let Some(host) = self.insert(socket, kind, Phase::Parked(port), now) else { return };
         if let Some(stream) = self.streams.get_mut(host) {
             stream.manners = Manners::Bridge;
         }
@@ -175,12 +184,18 @@ impl Hosts {
 
     /// Asks the guest for a connection.
     fn request(&mut self, host: Id, port: GuestPort, now: u64, timeout: u64) {
+        let Some(kind) = self.streams.get(host).map(HostStream::kind) else { return };
+        if !self.mux.serves(kind) {
+            self.stats.refused_no_seqpacket.add(1);
+            return self.refuse(host, Refusal::NoSeqpacket);
+        }
         if !self.running {
             self.stats.refused_not_running.add(1);
             return self.refuse(host, Refusal::NotRunning);
         }
-        match self.mux.host_connects(port, host, now + timeout) {
+        match self.mux.host_connects(port, kind, host, now + timeout) {
             Some(conn) => {
+                self.limit_messages(conn, host);
                 if let Some(stream) = self.streams.get_mut(host) {
                     stream.phase = Phase::Requested(conn);
                 }
@@ -211,13 +226,17 @@ impl Hosts {
     // ---- listeners ----
 
     /// The guest asks for a port: connects to the listener of a host application.
-    pub(super) fn reach_listener(&mut self, conn: Id, port: HostPort, now: u64) {
+    pub(super) fn reach_listener(&mut self, conn: Id, port: HostPort, kind: Type, now: u64) {
         if self.streams.len() >= self.max_streams {
             self.turned_away(now, "too many connections");
             return self.mux.host_refused(conn);
         }
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = match socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) {
+        let socket_type = match kind {
+            Type::Stream => SocketType::STREAM,
+            Type::Seqpacket => SocketType::SEQPACKET,
+        };
+        let socket = match socket_with(AddressFamily::UNIX, socket_type, flags, None) {
             Ok(socket) => socket,
             Err(error) => {
                 self.turned_away(now, &error.to_string());
@@ -225,17 +244,10 @@ impl Hosts {
             }
         };
         match connect_to(&socket, &self.uds_path, port) {
-            Ok(()) => {
-                if let Some(host) = self.insert(socket, Phase::Open(conn), now) {
-                    self.mux.set_host(conn, host);
-                    self.mux.host_accepted(conn);
-                } else {
-                    self.mux.host_refused(conn);
-                }
-            }
+            Ok(()) => self.open(conn, socket, kind, now),
             // Its backlog is full. An AF_UNIX socket does not tell when that changes.
             Err(Errno::AGAIN) => {
-                let stream = HostStream::new(socket, Phase::Connecting(conn), now);
+                let stream = HostStream::new(socket, kind, Phase::Connecting(conn), now);
                 let host = self.streams.insert(stream);
                 self.mux.set_host(conn, host);
                 self.set_deadline(host, now + MILLISECOND);
@@ -249,16 +261,40 @@ impl Hosts {
                 self.asked.push(conn);
                 self.mux.set_deadline(conn, now + LISTENER_TIMEOUT);
                 let from = self.mux.guest_port(conn).map_or(0, |port| port.0);
-                self.log.ask(Kind::Ask, conn.to_u64(), (u64::from(from) << 32) | u64::from(port.0), None);
+                let question = match kind {
+                    Type::Stream => Kind::Ask,
+                    Type::Seqpacket => Kind::AskSeqpacket,
+                };
+                self.log.ask(question, conn.to_u64(), (u64::from(from) << 32) | u64::from(port.0), None);
             }
             Err(error @ (Errno::NOBUFS | Errno::NOMEM)) => {
                 self.turned_away(now, &error.to_string());
                 self.mux.host_refused(conn);
             }
-            Err(_) => {
-                self.stats.refused_no_listener.add(1);
-                self.mux.host_refused(conn);
+            Err(error) => self.unreachable(conn, error),
+        }
+    }
+
+    /// Nobody can be reached for the guest.
+    fn unreachable(&mut self, conn: Id, why: Errno) {
+        let counter = match why {
+            Errno::AGAIN => &self.stats.refused_backlog,
+            Errno::PROTOTYPE => &self.stats.refused_type,
+            _ => &self.stats.refused_no_listener,
+        };
+        counter.add(1);
+        self.mux.host_refused(conn);
+    }
+
+    /// A host application's socket takes what the guest asked for.
+    fn open(&mut self, conn: Id, socket: OwnedFd, kind: Type, now: u64) {
+        match self.insert(socket, kind, Phase::Open(conn), now) {
+            Some(host) => {
+                self.mux.set_host(conn, host);
+                self.limit_messages(conn, host);
+                self.mux.host_accepted(conn);
             }
+            None => self.mux.host_refused(conn),
         }
     }
 
@@ -282,12 +318,12 @@ impl Hosts {
             self.stats.refused_no_listener.add(1);
             return self.mux.host_refused(conn);
         };
-        match self.insert(socket, Phase::Open(conn), now) {
-            Some(host) => {
-                self.mux.set_host(conn, host);
-                self.mux.host_accepted(conn);
+        match kind_of(&socket) {
+            Some(kind) if self.mux.kind(conn) == Some(kind) => self.open(conn, socket, kind, now),
+            _ => {
+                self.stats.refused_type.add(1);
+                self.mux.host_refused(conn);
             }
-            None => self.mux.host_refused(conn),
         }
     }
 
@@ -303,6 +339,7 @@ impl Hosts {
                     self.close(host);
                     return;
                 }
+                self.limit_messages(conn, host);
                 self.mux.host_accepted(conn);
             }
             Err(Errno::AGAIN) if now.saturating_sub(stream.since) < LISTENER_TIMEOUT => {
@@ -311,10 +348,7 @@ impl Hosts {
                 self.set_deadline(host, now + wait);
             }
             Err(error) => {
-                let busy = error == Errno::AGAIN;
-                let counter = if busy { &self.stats.refused_backlog } else { &self.stats.refused_no_listener };
-                counter.add(1);
-                self.mux.host_refused(conn);
+                self.unreachable(conn, error);
                 self.close(host);
             }
         }
@@ -323,14 +357,21 @@ impl Hosts {
     // ---- the table ----
 
     /// Adds a connected socket to the table and has it watched. `None`, with the socket closed, if that cannot be.
-    fn insert(&mut self, socket: OwnedFd, phase: Phase, now: u64) -> Option<Id> {
+    fn insert(&mut self, socket: OwnedFd, kind: Type, phase: Phase, now: u64) -> Option<Id> {
         let host = self.streams.next_id();
         if let Err(error) = self.poller.add_edge(&socket, Token::Host(host)) {
             self.turned_away(now, &format!("its socket cannot be watched: {error}"));
             return None;
         }
-        self.streams.insert(HostStream::new(socket, phase, now));
+        self.streams.insert(HostStream::new(socket, kind, phase, now));
         Some(host)
+    }
+
+    /// Sees to it that the guest sends no message that the socket cannot take.
+    fn limit_messages(&mut self, conn: Id, host: Id) {
+        let Some(stream) = self.streams.get(host).filter(|stream| stream.kind() == Type::Seqpacket) else { return };
+        let longest = Messages::make_room(&stream.fd, self.mux.window());
+        self.mux.limit_message(conn, longest);
     }
 
     /// Sets a socket's deadline.

@@ -27,7 +27,7 @@ pub struct FromGuestBatch {
     chain: Vec<Segment>,
     /// Heads of the chains to be given back.
     heads: Vec<u16>,
-    /// Payload of one connection.
+    /// Payload of one connection, and not of more than one message.
     pieces: Vec<Segment>,
     /// Its length.
     bytes: usize,
@@ -35,6 +35,21 @@ pub struct FromGuestBatch {
     target: Option<(Id, Id)>,
     /// Payload of the whole batch.
     total: usize,
+    /// What the payload is.
+    gathered: Gathered,
+}
+
+/// What payload that was gathered is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Gathered {
+    /// Bytes of a stream.
+    #[default]
+    Stream,
+    /// A message, or a part of one.
+    Message {
+        /// The message ends with it.
+        complete: bool,
+    },
 }
 
 impl FromGuestBatch {
@@ -77,15 +92,13 @@ impl FromGuestBatch {
         match hosts.mux.from_guest(&header, available, now) {
             FromGuest::Done => {}
             FromGuest::Data { conn, host } => {
-                trim(&mut self.chain, rest, header.len as usize);
-                let payload = self.chain.len() - rest;
-                if self.target != Some((conn, host)) || self.pieces.len() + payload > MAX_PIECES {
+                self.gather((conn, host), Gathered::Stream, rest, header.len as usize, hosts, now)?;
+            }
+            FromGuest::Message { conn, host, complete } => {
+                self.gather((conn, host), Gathered::Message { complete }, rest, header.len as usize, hosts, now)?;
+                if complete {
                     self.flush(hosts, now)?;
-                    self.target = Some((conn, host));
                 }
-                self.pieces.extend_from_slice(&self.chain[rest..]);
-                self.bytes += header.len as usize;
-                self.total += header.len as usize;
             }
             other => {
                 // What came before belongs to the time before.
@@ -96,10 +109,38 @@ impl FromGuestBatch {
         Ok(())
     }
 
+    /// Adds the payload of the chain, which starts at piece `rest` and has `len` bytes, to what is gathered.
+    fn gather(
+        &mut self,
+        target: (Id, Id),
+        gathered: Gathered,
+        rest: usize,
+        len: usize,
+        hosts: &mut Hosts,
+        now: u64,
+    ) -> Result<(), Failure> {
+        trim(&mut self.chain, rest, len);
+        let payload = self.chain.len() - rest;
+        if self.target != Some(target) || self.pieces.len() + payload > MAX_PIECES {
+            self.flush(hosts, now)?;
+            self.target = Some(target);
+        }
+        self.gathered = gathered;
+        self.pieces.extend_from_slice(&self.chain[rest..]);
+        self.bytes += len;
+        self.total += len;
+        Ok(())
+    }
+
     /// Sends what is gathered.
     fn flush(&mut self, hosts: &mut Hosts, now: u64) -> Result<(), Failure> {
         let Some((conn, host)) = self.target.take() else { return Ok(()) };
-        let result = hosts.deliver(conn, host, &self.pieces, self.bytes, now);
+        let result = match self.gathered {
+            Gathered::Stream => hosts.deliver(conn, host, &self.pieces, self.bytes, now),
+            Gathered::Message { complete } => {
+                hosts.deliver_message((conn, host), &self.pieces, self.bytes, complete, now)
+            }
+        };
         self.pieces.clear();
         self.bytes = 0;
         result

@@ -76,12 +76,13 @@ impl Hosts {
     /// Does what a packet of the guest asks for. Payload is [`deliver`](Self::deliver)'s business.
     pub fn act(&mut self, action: FromGuest, now: u64) {
         match action {
-            FromGuest::Done | FromGuest::Data { .. } => {}
-            FromGuest::Connect { conn, port } => self.reach_listener(conn, port, now),
+            FromGuest::Done | FromGuest::Data { .. } | FromGuest::Message { .. } => {}
+            FromGuest::Connect { conn, port, kind } => self.reach_listener(conn, port, kind, now),
             FromGuest::Opened { host, port } => self.greet(host, port, now),
             FromGuest::Shutdown { host, flags } => {
                 let Some(stream) = self.streams.get_mut(host) else { return };
                 if flags & SHUTDOWN_SEND != 0 {
+                    self.stats.dropped_bytes.add(stream.drop_part() as u64);
                     stream.end_after_backlog = true;
                     stream.end_if_delivered();
                 }
@@ -123,9 +124,7 @@ impl Hosts {
         };
         if sent < len {
             if stream.keep(pieces, sent).is_err() {
-                self.stats.reset_memory.add(1);
-                self.log.limited(now, Level::Error, || "a connection was reset: out of memory".into());
-                self.broke(conn, host);
+                self.out_of_memory(conn, host, now);
                 return Ok(());
             }
             self.stats.backlog_bytes.add((len - sent) as u64);
@@ -138,6 +137,13 @@ impl Hosts {
         Ok(())
     }
 
+    /// There is no memory for what the application is too slow to take.
+    pub(super) fn out_of_memory(&mut self, conn: Id, host: Id, now: u64) {
+        self.stats.reset_memory.add(1);
+        self.log.limited(now, Level::Error, || "a connection was reset: out of memory".into());
+        self.broke(conn, host);
+    }
+
     /// The kernel has no memory for this socket's bytes: looks after it again in a while.
     pub fn retry(&mut self, host: Id, now: u64) {
         self.stats.no_buffers.add(1);
@@ -145,7 +151,7 @@ impl Hosts {
     }
 
     /// Gives the guest credit for bytes that were taken.
-    fn took(&mut self, conn: Id, len: usize) {
+    pub(super) fn took(&mut self, conn: Id, len: usize) {
         // Bounded by the window of a connection, so it fits.
         self.mux.delivered(conn, u32::try_from(len).unwrap_or(u32::MAX));
     }
@@ -193,7 +199,7 @@ impl Hosts {
     }
 
     /// Sends what waits for an application that has room again.
-    fn flush(&mut self, host: Id, now: u64) {
+    pub(super) fn flush(&mut self, host: Id, now: u64) {
         let Some(stream) = self.streams.get_mut(host) else { return };
         let conn = stream.conn();
         let (sent, stop) = stream.flush();
@@ -223,7 +229,7 @@ impl Hosts {
     }
 
     /// The application does not receive any more. What it still sends is not concerned.
-    fn became_deaf(&mut self, conn: Id, host: Id, now: u64) {
+    pub(super) fn became_deaf(&mut self, conn: Id, host: Id, now: u64) {
         if let Some(stream) = self.streams.get_mut(host) {
             stream.deaf = true;
             stream.end_after_backlog = false;
@@ -257,7 +263,7 @@ impl Hosts {
     }
 
     /// Says whether room in a socket is of interest.
-    fn watch_room(&mut self, host: Id, on: bool) {
+    pub(super) fn watch_room(&mut self, host: Id, on: bool) {
         let Some(stream) = self.streams.get_mut(host) else { return };
         if stream.watches_room != on {
             stream.watches_room = on;
@@ -271,6 +277,7 @@ impl Hosts {
     /// The connection of a socket is gone: delivers what waits, then closes.
     fn release(&mut self, host: Id) {
         let Some(stream) = self.streams.get_mut(host) else { return };
+        self.stats.dropped_bytes.add(stream.drop_part() as u64);
         match stream.phase {
             Phase::Open(_) if stream.has_backlog() && !stream.deaf => stream.phase = Phase::Draining,
             Phase::Requested(_) => self.refuse(host, Refusal::Reset),

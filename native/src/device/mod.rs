@@ -8,6 +8,7 @@ pub mod by_hand;
 mod clients;
 mod from_guest;
 mod hosts;
+mod messages;
 mod nudge;
 mod plane;
 mod poller;
@@ -17,6 +18,7 @@ mod visibility;
 
 use crate::events::{Events, Kind, Level, Log};
 use crate::ids::{GuestCid, GuestPort};
+use crate::packet::Type;
 use crate::slab::Id;
 use crate::stats::{Snapshot, Stats};
 use crate::timers::SECOND;
@@ -73,6 +75,28 @@ impl Settings {
             connect_timeout: 10 * SECOND,
             poll: 0,
         }
+    }
+}
+
+/// Where host applications connect to the VM.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For streams.
+    pub stream: OwnedFd,
+    /// For messages, of type SOCK_SEQPACKET.
+    pub seqpacket: Option<OwnedFd>,
+}
+
+impl Listeners {
+    /// All there are.
+    fn all(&self) -> impl Iterator<Item = (Type, &OwnedFd)> {
+        let seqpacket = self.seqpacket.as_ref().map(|listener| (Type::Seqpacket, listener));
+        [Some((Type::Stream, &self.stream)), seqpacket].into_iter().flatten()
+    }
+
+    /// The one for this kind.
+    fn get(&self, kind: Type) -> Option<&OwnedFd> {
+        self.all().find(|&(its, _)| its == kind).map(|(_, listener)| listener)
     }
 }
 
@@ -197,14 +221,14 @@ pub struct Device {
 }
 
 impl Device {
-    /// Starts the device `number`, which serves the clients of `listener`, a UNIX socket that listens and does not
+    /// Starts the device `number`, which serves the clients of `listeners`, UNIX sockets that listen and do not
     /// block, from now on.
-    pub fn start(number: u64, settings: Settings, listener: OwnedFd, events: Arc<Events>) -> io::Result<Self> {
+    pub fn start(number: u64, settings: Settings, listeners: Listeners, events: Arc<Events>) -> io::Result<Self> {
         nudge::install()?;
         let shared = Shared::new()?;
         let log = Log::new(Arc::clone(&events), number);
         let last_words = Log::new(events, number);
-        let seeds = plane::Seeds::new(settings, listener, Arc::clone(&shared), log)?;
+        let seeds = plane::Seeds::new(settings, listeners, Arc::clone(&shared), log)?;
         let thread = std::thread::Builder::new().name(seeds.thread_name()).spawn(move || {
             // The plane holds no lock and shares nothing that a panic could leave half done.
             let run = std::panic::AssertUnwindSafe(|| Plane::new(seeds).run());

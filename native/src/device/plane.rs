@@ -11,7 +11,7 @@ use super::poller::{Poller, Ready, Token};
 use super::polling::Polling;
 use super::to_guest::ToGuestBatch;
 use super::visibility::Visibility;
-use super::{Admission, Command, Failure, Settings, Shared};
+use super::{Admission, Command, Failure, Listeners, Settings, Shared};
 use crate::events::{Kind, Level, Log};
 use crate::mux::{Config, Mux};
 use crate::packet::spec::{EVENT_QUEUE, RX_QUEUE};
@@ -46,7 +46,7 @@ pub struct Seeds {
     /// Who it is for.
     settings: Settings,
     /// Where host applications connect.
-    listener: OwnedFd,
+    listeners: Listeners,
     /// What it shares with its handle.
     shared: Arc<Shared>,
     /// Its way to the control plane.
@@ -59,11 +59,11 @@ pub struct Seeds {
 
 impl Seeds {
     /// Watches what is there from the beginning.
-    pub fn new(settings: Settings, listener: OwnedFd, shared: Arc<Shared>, log: Log) -> io::Result<Self> {
+    pub fn new(settings: Settings, listeners: Listeners, shared: Arc<Shared>, log: Log) -> io::Result<Self> {
         let poller = Poller::new()?;
         poller.add_level(&shared.command, Token::Command)?;
-        poller.add_level(&listener, Token::Listener)?;
-        Ok(Self { settings, listener, shared, log, poller, spare: Spare::new() })
+        watch_listeners(&poller, &listeners)?;
+        Ok(Self { settings, listeners, shared, log, poller, spare: Spare::new() })
     }
 
     /// What the thread is called, in 15 bytes.
@@ -80,7 +80,7 @@ pub struct Plane {
     /// Who it is for.
     settings: Settings,
     /// Where host applications connect.
-    listener: OwnedFd,
+    listeners: Listeners,
     /// Where it sleeps.
     poller: Rc<Poller>,
     /// All connections.
@@ -108,7 +108,7 @@ pub struct Plane {
 impl Plane {
     /// Ready to [`run`](Self::run).
     pub fn new(seeds: Seeds) -> Self {
-        let Seeds { settings, listener, shared, log, poller, spare } = seeds;
+        let Seeds { settings, listeners, shared, log, poller, spare } = seeds;
         let poller = Rc::new(poller);
         let polling = Polling::new(settings.poll);
         let stats = Arc::clone(&shared.stats);
@@ -137,7 +137,7 @@ impl Plane {
         Self {
             shared,
             settings,
-            listener,
+            listeners,
             poller,
             hosts,
             session: None,
@@ -193,7 +193,7 @@ impl Plane {
     fn accept_again(&mut self) -> io::Result<()> {
         if self.accept_again_at.is_some_and(|at| at <= self.now) {
             self.accept_again_at = None;
-            self.poller.add_level(&self.listener, Token::Listener)?;
+            watch_listeners(&self.poller, &self.listeners)?;
         }
         Ok(())
     }
@@ -255,9 +255,10 @@ impl Plane {
                     self.obey(command);
                 }
             }
-            Token::Listener => {
-                if !self.hosts.accept(&self.listener, self.now) {
-                    self.poller.remove(&self.listener);
+            Token::Listener(kind) => {
+                let Some(listener) = self.listeners.get(kind) else { return };
+                if !self.hosts.accept(listener, kind, self.now) {
+                    self.listeners.all().for_each(|(_, listener)| self.poller.remove(listener));
                     self.accept_again_at = Some(self.now.saturating_add(ACCEPT_PAUSE));
                 }
             }
@@ -323,6 +324,7 @@ impl Plane {
         self.from_guest = FromGuestBatch::default();
         self.to_guest = ToGuestBatch::default();
         self.hosts.reset();
+        self.hosts.mux.set_seqpacket(false);
         self.note_running(false);
         drop(session);
         // Whoever hears that it is gone may attach the next.
@@ -343,6 +345,7 @@ impl Plane {
                     if let Err(error) = self.watch_kicks() {
                         return self.throw_out(&format!("its kick descriptor cannot be watched: {error}"));
                     }
+                    self.hosts.mux.set_seqpacket(self.session.as_ref().is_some_and(Session::seqpacket));
                     let running = self.session.as_ref().is_some_and(Session::running);
                     self.note_running(running);
                 }
@@ -483,6 +486,11 @@ fn publish(ring: &mut Vring, hosts: &Hosts) -> Result<(), Failure> {
         hosts.stats.interrupts.add(1);
     }
     Ok(())
+}
+
+/// Wakes the thread for clients.
+fn watch_listeners(poller: &Poller, listeners: &Listeners) -> rustix::io::Result<()> {
+    listeners.all().try_for_each(|(kind, listener)| poller.add_level(listener, Token::Listener(kind)))
 }
 
 /// What a failure is to people.

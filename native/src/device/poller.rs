@@ -5,6 +5,7 @@
 //! an event that was already on its way when a socket closed finds nothing. Kicks and sockets are edge-triggered: what is
 //! ready is remembered by its owner instead of being asked for again.
 
+use crate::packet::Type;
 use crate::slab::Id;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -24,8 +25,8 @@ const NEWS: EventFlags = EventFlags::IN.union(EventFlags::PRI).union(EventFlags:
 pub enum Token {
     /// The control plane has something to say.
     Command,
-    /// A host application connects.
-    Listener,
+    /// A host application connects with a socket of this kind.
+    Listener(Type),
     /// A message of the front-end.
     FrontEnd,
     /// The guest kicked a queue.
@@ -40,7 +41,8 @@ impl Token {
         let special = |number, generation| Id { index: FIRST_SPECIAL + number, generation };
         let id = match self {
             Self::Command => special(0, 0),
-            Self::Listener => special(1, 0),
+            Self::Listener(Type::Stream) => special(1, 0),
+            Self::Listener(Type::Seqpacket) => special(4, 0),
             Self::FrontEnd => special(2, 0),
             Self::Kick(queue) => special(3, u32::from(queue)),
             Self::Host(id) => id,
@@ -53,7 +55,8 @@ impl Token {
         let id = Id::from_u64(data.u64());
         match id.index.wrapping_sub(FIRST_SPECIAL) {
             0 => Self::Command,
-            1 => Self::Listener,
+            1 => Self::Listener(Type::Stream),
+            4 => Self::Listener(Type::Seqpacket),
             2 => Self::FrontEnd,
             3 => Self::Kick(id.generation.to_le_bytes()[0]),
             _ => Self::Host(id),
@@ -147,7 +150,8 @@ mod tests {
         let host = |index, generation| Token::Host(Id { index, generation });
         for token in [
             Token::Command,
-            Token::Listener,
+            Token::Listener(Type::Stream),
+            Token::Listener(Type::Seqpacket),
             Token::FrontEnd,
             Token::Kick(0),
             Token::Kick(1),

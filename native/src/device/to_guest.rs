@@ -4,6 +4,8 @@
 //! Rules: a buffer first, then the packet: nothing is read from a socket, or out of the mux, without a place for it. Each
 //! turn of a connection is bounded, so that others have theirs.
 
+mod messages;
+
 use super::Failure;
 use super::hosts::Hosts;
 use crate::host::io::{MAX_PIECES, Moved, receive};
@@ -46,6 +48,8 @@ pub struct ToGuestBatch {
     useless: usize,
     /// Payload of this go.
     bytes: usize,
+    /// Where the end of a message goes for which the buffers are too few.
+    overflow: Vec<u8>,
 }
 
 /// What came of it.
@@ -92,6 +96,10 @@ impl ToGuestBatch {
                 }
                 Some(ToGuest::Data { conn, host, bytes, packets }) => {
                     self.data(queue, memory, hosts, (conn, host), (bytes as usize, packets as usize), now)?;
+                    filled.progress = true;
+                }
+                Some(ToGuest::Message { conn, host, bytes, longest }) => {
+                    self.message(queue, memory, hosts, (conn, host), (bytes as usize, longest as usize), now)?;
                     filled.progress = true;
                 }
             }
@@ -141,16 +149,7 @@ impl ToGuestBatch {
             hosts.mux.host_aborted(conn);
             return Ok(());
         };
-        let wanted = bytes.min(QUANTUM);
-        let mut room = self.buffers[0].room;
-        while room < wanted && self.buffers.len() < packets.min(burst) && self.pieces.len() < MAX_PIECES / 2 {
-            if !self.take(queue, memory, hosts)? {
-                break;
-            }
-            room += self.buffers.last().map_or(0, |buffer| buffer.room);
-        }
-        room = room.min(wanted);
-        self.lay_out_payload(room);
+        let room = self.make_room(queue, memory, hosts, bytes.min(QUANTUM), packets.min(burst))?;
         let Some(stream) = hosts.stream(host) else { return Ok(()) };
         match receive(&stream.fd, &self.payload, room) {
             Moved::Bytes(len @ 1..) => self.received(queue, hosts, (conn, host), len, now),
@@ -184,16 +183,53 @@ impl ToGuestBatch {
         Ok(())
     }
 
+    /// Takes more buffers, until they hold `wanted` bytes or are `most`, and lays payload out in them; how much that can be.
+    fn make_room(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+        hosts: &Hosts,
+        wanted: usize,
+        most: usize,
+    ) -> Result<usize, Failure> {
+        let mut room = self.buffers[0].room;
+        while room < wanted && self.buffers.len() < most && self.pieces.len() < MAX_PIECES / 2 {
+            if !self.take(queue, memory, hosts)? {
+                break;
+            }
+            room += self.buffers.last().map_or(0, |buffer| buffer.room);
+        }
+        room = room.min(wanted);
+        self.lay_out_payload(room);
+        Ok(room)
+    }
+
     /// `len` bytes were received: makes packets of them.
     fn received(&mut self, queue: &mut Queue, hosts: &mut Hosts, (conn, host): (Id, Id), len: usize, now: u64) {
-        let Some(mut header) = hosts.mux.rw_header(conn) else { return self.put_back(queue, 0) };
+        let Some(header) = hosts.mux.rw_header(conn) else { return self.put_back(queue, 0) };
+        let used = self.emit_payload(queue, hosts, host, header, len, 0);
+        hosts.mux.sent_to_guest(conn, count(len), count(used), now);
+    }
+
+    /// Makes packets of `len` bytes that lie in the buffers, the last one with these flags, and puts back what is left of
+    /// the buffers; how many packets that are.
+    fn emit_payload(
+        &mut self,
+        queue: &mut Queue,
+        hosts: &mut Hosts,
+        host: Id,
+        mut header: Header,
+        len: usize,
+        last_flags: u32,
+    ) -> usize {
         let (mut left, mut used) = (len, 0);
         while left > 0 {
             let part = left.min(self.buffers[used].room);
             // At most MAX_PAYLOAD.
             header.len = u32::try_from(part).unwrap_or(MAX_PAYLOAD);
-            self.emit(queue, used, header);
             left -= part;
+            header.flags = if left == 0 { last_flags } else { 0 };
+            self.emit(queue, used, header);
             used += 1;
         }
         if let Some(stream) = hosts.stream_mut(host) {
@@ -205,9 +241,7 @@ impl ToGuestBatch {
         self.bytes += len;
         hosts.stats.to_guest_packets.add(used as u64);
         hosts.stats.to_guest_bytes.add(len as u64);
-        // A quantum, so both fit.
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        hosts.mux.sent_to_guest(conn, count(len), count(used), now);
+        used
     }
 
     /// Lists the places for `room` bytes of payload: each buffer behind its header.
@@ -250,4 +284,9 @@ impl ToGuestBatch {
         // No more than the queue has, so it fits.
         queue.put_back(u16::try_from(self.buffers.len() - used).unwrap_or(0));
     }
+}
+
+/// As the mux counts. What goes in one turn fits.
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
 }

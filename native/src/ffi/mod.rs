@@ -8,7 +8,7 @@
 mod guard;
 mod handle;
 
-use crate::device::{Admission, Device, Scope, Settings};
+use crate::device::{Admission, Device, Listeners, Scope, Settings};
 use crate::events::Events;
 use crate::ids::{GuestCid, GuestPort};
 use crate::stats::Stats;
@@ -27,7 +27,7 @@ pub struct VhvEvent {
     pub device: u64,
     /// What it is about: 0 a log line, 1 front-end attached, 2 detached, 3 rings started, 4 stopped, 5 fault, 6 the guest
     /// asks for a port ([`vhv_device_answer`]): that in the lower half of `value`, its own in the upper one; 7 network
-    /// namespace `value` is unknown ([`vhv_device_netns`]), `fd` is a socket made in it.
+    /// namespace `value` is unknown ([`vhv_device_netns`]), `fd` is a socket made in it; 8 as 6, for a SOCK_SEQPACKET socket.
     pub kind: u32,
     /// How important it is, in the numbers of Python's logging.
     pub level: u32,
@@ -52,6 +52,8 @@ pub struct VhvDeviceConfig {
     pub guest_cid: u64,
     /// A UNIX stream socket that listens and does not block. The device keeps a copy of its own.
     pub hybrid_listener: i32,
+    /// The same for messages, a SOCK_SEQPACKET socket, or -1 for none.
+    pub seqpacket_listener: i32,
     /// Receive window of each connection, in bytes.
     pub buf_alloc: u32,
     /// Connections that may exist at once.
@@ -199,9 +201,12 @@ pub unsafe extern "C" fn vhv_device_new(
                 return Err(Failed::argument("hybrid_listener is no file descriptor"));
             }
             // A number that is no descriptor makes the copy fail.
-            let listener = BorrowedFd::borrow_raw(config.hybrid_listener).try_clone_to_owned()?;
+            let copy = |fd| BorrowedFd::borrow_raw(fd).try_clone_to_owned();
+            let seqpacket = Some(config.seqpacket_listener).filter(|&fd| fd >= 0);
+            let listeners =
+                Listeners { stream: copy(config.hybrid_listener)?, seqpacket: seqpacket.map(copy).transpose()? };
             let number = handle::reserve();
-            let made = Device::start(number, settings, listener, events)?;
+            let made = Device::start(number, settings, listeners, events)?;
             handle::put_device(number, made, engine)?;
             *device = number;
             Ok(0)

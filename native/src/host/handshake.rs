@@ -24,6 +24,16 @@ pub enum Parsed {
     Bad(&'static str),
 }
 
+/// Looks at a message of `len` bytes that a client of a message socket sent, and which begins with `bytes`: the same line, and
+/// nothing else.
+pub fn parse_message(bytes: &[u8], len: usize) -> Parsed {
+    match parse(bytes) {
+        Parsed::Connect { len: line, .. } if line < len => Parsed::Bad("there is more in the message than the line"),
+        Parsed::Incomplete if len > 0 => Parsed::Bad("the line has no end"),
+        other => other,
+    }
+}
+
 /// Looks at the first bytes that a client sent: `CONNECT <port>\n`, the word in any case, as Firecracker takes it.
 pub fn parse(bytes: &[u8]) -> Parsed {
     let window = &bytes[..bytes.len().min(MAX_LINE)];
@@ -58,6 +68,8 @@ pub fn ok_line(port: HostPort) -> String {
 pub enum Refusal {
     /// There is no such VM, or none that the client may see: it cannot tell which.
     NoSuchVm,
+    /// The guest has no message sockets, or there is no guest.
+    NoSeqpacket,
     /// No guest's driver runs.
     NotRunning,
     /// The guest refused, or went away.
@@ -73,6 +85,7 @@ impl Refusal {
     pub fn told(self) -> (&'static str, &'static str) {
         match self {
             Self::NoSuchVm => ("ENODEV", "no VM has this CID"),
+            Self::NoSeqpacket => ("ESOCKTNOSUPPORT", "the VM has no SOCK_SEQPACKET"),
             Self::NotRunning => ("EHOSTUNREACH", "the VM runs no vsock driver at the moment"),
             Self::Reset => ("ECONNRESET", "the guest refused the connection: nobody listens on this port"),
             Self::Timeout => ("ETIMEDOUT", "the guest did not answer"),
@@ -99,6 +112,11 @@ mod tests {
         assert_eq!(parse(b"connect 22\r\nhello"), connect(22, 12));
         assert_eq!(parse(b"CONNECT 4294967294\n"), connect(4_294_967_294, 19));
         assert_eq!(parse(b"CONN"), Parsed::Incomplete);
+        assert_eq!(parse_message(b"CONNECT 22\n", 11), connect(22, 11));
+        for (bad, len) in [(&b"CONNECT 22\nhello"[..], 16), (b"CONNECT 22", 10), (b"CONNECT 22\n", 12)] {
+            assert!(matches!(parse_message(bad, len), Parsed::Bad(_)), "{bad:?}");
+        }
+        assert_eq!(parse_message(b"", 0), Parsed::Incomplete);
         assert_eq!(parse(b""), Parsed::Incomplete);
         for bad in [
             &b"CONNECT 4294967295\n"[..],

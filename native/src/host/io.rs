@@ -78,6 +78,24 @@ pub fn receive(socket: &OwnedFd, pieces: &[Segment], room: usize) -> Moved {
     }
 }
 
+/// Receives one message: into the pieces as much as they hold, and into `rest` what is beyond that. Its whole length, even
+/// if that is more. A message without bytes cannot be told from the end.
+pub fn receive_message(socket: &OwnedFd, pieces: &mut Vec<Segment>, rest: &mut [u8]) -> Moved {
+    // SAFETY: `rest` is borrowed for longer than the piece is in the list.
+    pieces.push(unsafe { Segment::of_ours(rest) });
+    let mut message = message(pieces);
+    let moved = loop {
+        // SAFETY: as in `receive`; `rest` is used by nobody else meanwhile.
+        let received =
+            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT | libc::MSG_TRUNC) };
+        if let Some(moved) = outcome(received) {
+            break moved;
+        }
+    };
+    pieces.pop();
+    moved
+}
+
 /// Which network namespace the other end of an accepted UNIX socket was made in: the kernel gives an accepted socket the
 /// namespace of the connecting one (`unix_stream_connect`, net/unix/af_unix.c). The number is never used twice.
 pub fn netns_cookie(accepted: &OwnedFd) -> Result<u64, Errno> {

@@ -2,4 +2,5 @@
 
 pub mod handshake;
 pub mod io;
+pub mod messages;
 pub mod stream;

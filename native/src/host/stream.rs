@@ -1,13 +1,15 @@
-//! Job: the socket of one host application, with the bytes that it was too slow to take.
+//! Job: the socket of one host application, with the bytes that it was too slow to take; for messages with `messages`.
 //! Before: `device` accepted it or connected it.
 //! After: bytes of the guest are in it, or it is closed.
 //! Rules: never blocks. The backlog is bounded by the guest's credit; its memory is there only while it is needed.
 
+use super::messages::Messages;
 use crate::faults::{no_buffers, no_memory};
 use crate::ids::GuestPort;
+use crate::packet::Type;
 use crate::slab::Id;
 use crate::virtio::memory::Segment;
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -100,11 +102,13 @@ pub struct HostStream {
     pub deadline: Option<u64>,
     /// Bytes of the guest that the application has not taken.
     backlog: Option<Box<Backlog>>,
+    /// Messages on their way, if it is a message socket.
+    pub messages: Option<Box<Messages>>,
 }
 
 impl HostStream {
     /// A socket in a phase.
-    pub fn new(fd: OwnedFd, phase: Phase, now: u64) -> Self {
+    pub fn new(fd: OwnedFd, kind: Type, phase: Phase, now: u64) -> Self {
         Self {
             fd,
             phase,
@@ -120,7 +124,16 @@ impl HostStream {
             since: now,
             deadline: None,
             backlog: None,
+            messages: match kind {
+                Type::Stream => None,
+                Type::Seqpacket => Some(Box::default()),
+            },
         }
+    }
+
+    /// Which kind of socket it is.
+    pub fn kind(&self) -> Type {
+        if self.messages.is_some() { Type::Seqpacket } else { Type::Stream }
     }
 
     /// The connection that it belongs to.
@@ -131,9 +144,14 @@ impl HostStream {
         }
     }
 
-    /// Whether bytes wait.
+    /// Whether bytes, or whole messages, wait.
     pub fn has_backlog(&self) -> bool {
-        self.backlog.is_some()
+        self.backlog.is_some() || self.messages.as_ref().is_some_and(|messages| messages.has_backlog())
+    }
+
+    /// Bytes of the application that nobody read.
+    pub fn unread(&self) -> u64 {
+        ioctl_fionread(&self.fd).unwrap_or(0)
     }
 
     /// Keeps for later what these pieces hold behind their first `skip` bytes.
@@ -162,11 +180,22 @@ impl HostStream {
 
     /// Forgets what waits; returns how much it was.
     pub fn drop_backlog(&mut self) -> usize {
-        self.backlog.take().map_or(0, |backlog| backlog.bytes.len() - backlog.sent)
+        match &mut self.messages {
+            None => self.backlog.take().map_or(0, |backlog| backlog.bytes.len() - backlog.sent),
+            Some(messages) => messages.drop_all(),
+        }
+    }
+
+    /// Forgets the beginning of a message that will have no end; returns how much it was.
+    pub fn drop_part(&mut self) -> usize {
+        self.messages.as_mut().map_or(0, |messages| messages.drop_part())
     }
 
     /// Sends what waits, as much as goes: how many bytes that was, and why there were no more.
     pub fn flush(&mut self) -> (usize, Stop) {
+        if let Some(messages) = &mut self.messages {
+            return messages.flush(&self.fd);
+        }
         let Some(backlog) = &mut self.backlog else { return (0, Stop::Empty) };
         let before = backlog.sent;
         let stop = loop {
@@ -194,7 +223,7 @@ impl HostStream {
 
     /// Passes the guest's end on, if it is time.
     pub fn end_if_delivered(&mut self) {
-        if self.end_after_backlog && self.backlog.is_none() {
+        if self.end_after_backlog && !self.has_backlog() {
             self.end_after_backlog = false;
             self.close_half(Shutdown::Write);
         }
@@ -211,6 +240,8 @@ impl HostStream {
         self.close_half(Shutdown::Both);
         // Nobody looks at it, so it need not be cleared.
         let mut scratch = [const { MaybeUninit::<u8>::uninit() }; 16384];
-        while let Ok((_, 1..)) = recv(&self.fd, &mut scratch[..], RecvFlags::DONTWAIT) {}
+        // A message without bytes looks like the end, but is none.
+        let more = || self.messages.is_some() && self.unread() > 0;
+        while matches!(recv(&self.fd, &mut scratch[..], RecvFlags::DONTWAIT), Ok((_, 1..))) || more() {}
     }
 }

@@ -5,8 +5,8 @@
 
 use super::credit::{FromGuestCredit, ToGuestCredit};
 use crate::ids::ConnKey;
-use crate::packet::Op;
 use crate::packet::spec::{SHUTDOWN_RCV, SHUTDOWN_SEND};
+use crate::packet::{Op, Type};
 use crate::slab::Id;
 
 /// How far a connection is.
@@ -126,6 +126,8 @@ impl Wants {
 pub struct Connection {
     /// Its two ports.
     pub key: ConnKey,
+    /// What both ends are: streams or message sockets.
+    pub kind: Type,
     /// The host application's socket, in the table of `device`.
     pub host: Id,
     /// How far it is.
@@ -136,6 +138,8 @@ pub struct Connection {
     pub host_shutdown: u32,
     /// The host application's socket may hold bytes that nobody read.
     pub readable: bool,
+    /// The guest has the beginning of a message and waits for the rest.
+    pub in_message: bool,
     /// It stands in the queue of connections with data.
     pub in_data_queue: bool,
     /// It stands in the queue of connections with control packets.
@@ -162,6 +166,12 @@ impl Connection {
     /// Whether there may be payload for the guest, credit aside.
     pub fn may_send(&self) -> bool {
         self.readable && self.is_open_to_guest()
+    }
+
+    /// Whether `bytes` and `packets`, the guest's credit, are enough to send something. What it has the beginning of is no
+    /// further message for it, and cannot be read before the end is there: so the number of packets does not hold that up.
+    pub fn has_credit(&self, bytes: u32, packets: u32) -> bool {
+        bytes > 0 && (packets > 0 || self.in_message)
     }
 }
 

@@ -71,7 +71,7 @@ impl ToGuestCredit {
 /// The window of the host's side: what the guest may still send.
 #[derive(Debug)]
 pub struct FromGuestCredit {
-    /// Our `buf_alloc`, constant.
+    /// Our `buf_alloc`, constant once the guest was told.
     window: u32,
     /// Bytes received so far.
     received: u32,
@@ -79,12 +79,14 @@ pub struct FromGuestCredit {
     delivered: u32,
     /// The `fwd_cnt` that the guest was told last.
     told: u32,
+    /// Bytes of a message that has not ended, among those received.
+    joining: u32,
 }
 
 impl FromGuestCredit {
     /// A fresh window of `window` bytes.
     pub fn new(window: u32) -> Self {
-        Self { window, received: 0, delivered: 0, told: 0 }
+        Self { window, received: 0, delivered: 0, told: 0, joining: 0 }
     }
 
     /// Notes `len` received bytes; `false` if the guest had no credit for them.
@@ -95,6 +97,18 @@ impl FromGuestCredit {
         }
         self.received = self.received.wrapping_add(len);
         true
+    }
+
+    /// Makes the window `most` bytes if it is larger. To be called before the guest is told.
+    pub fn limit(&mut self, most: u32) {
+        self.window = self.window.min(most);
+    }
+
+    /// Notes that the last `len` bytes received belong to a message, which they end or not. How much of it there is.
+    pub fn join(&mut self, len: u32, complete: bool) -> u32 {
+        let message = self.joining + len;
+        self.joining = if complete { 0 } else { message };
+        message
     }
 
     /// Notes that the host application's socket took `len` bytes.
@@ -112,12 +126,12 @@ impl FromGuestCredit {
     /// Linux sends at most the smaller of the two windows (`virtio_transport_get_credit`), so it is that one
     /// whose rest counts: a guest with a small window stalls long before ours is used up. It is told when
     /// no more than half of the window or one full packet is left, and then in steps worth a packet, or when
-    /// nothing is unread.
+    /// nothing is unread but a message whose end has not come: it may be the credit for that which is missing.
     pub fn update_due(&self, guest_window: u32) -> bool {
         let window = self.window.min(guest_window);
         let news = self.delivered.wrapping_sub(self.told);
         let left = window.saturating_sub(self.received.wrapping_sub(self.told));
-        news > 0 && left <= (window / 2).max(MAX_PAYLOAD) && (self.unread() == 0 || news >= window / 4)
+        news > 0 && left <= (window / 2).max(MAX_PAYLOAD) && (self.unread() == self.joining || news >= window / 4)
     }
 
     /// `buf_alloc` and `fwd_cnt` for a packet to the guest, which learns them thereby.
@@ -176,7 +190,7 @@ mod tests {
         /// once everything is delivered: no deadlock.
         #[test]
         fn guest_without_credit_is_always_told(own in 1_u32..1 << 20, guest in 1_u32..1 << 20, pieces in proptest::collection::vec(1_u32..65536, 1..40), start in any::<u32>()) {
-            let mut credit = FromGuestCredit { window: own, received: start, delivered: start, told: start };
+            let mut credit = FromGuestCredit { window: own, received: start, delivered: start, told: start, joining: 0 };
             for piece in pieces {
                 let in_flight = credit.received.wrapping_sub(credit.told);
                 let len = piece.min(own.min(guest).saturating_sub(in_flight));

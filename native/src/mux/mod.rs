@@ -5,9 +5,11 @@
 //!
 //! Calls that name a connection by its [`Id`] do nothing if it is gone.
 
+mod actions;
 pub mod connection;
 pub mod credit;
 mod ports;
+mod seqpacket;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +19,7 @@ use crate::packet::{Header, Op, Type};
 use crate::slab::{Id, Slab};
 use crate::stats::Stats;
 use crate::timers::{MILLISECOND, SECOND, Timers};
+pub use actions::{Expired, FromGuest, ToGuest};
 use connection::{Connection, Reaction, State, Wants, reaction};
 use credit::{FromGuestCredit, ToGuestCredit};
 use ports::HostPorts;
@@ -43,77 +46,13 @@ pub struct Config {
     pub max_connections: usize,
 }
 
-/// What to do about a packet from the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FromGuest {
-    /// Nothing.
-    Done,
-    /// Reach the host application that listens on `port`, then call [`Mux::host_accepted`] or
-    /// [`Mux::host_refused`]. The socket's id goes into [`Mux::set_host`].
-    Connect {
-        /// The new connection.
-        conn: Id,
-        /// The port that the guest asked for.
-        port: HostPort,
-    },
-    /// The guest accepted what `host` asked for; tell it the port.
-    Opened {
-        /// The host application's socket.
-        host: Id,
-        /// The port that the host application got.
-        port: HostPort,
-    },
-    /// The packet's payload is for `host`; call [`Mux::delivered`] when it is taken.
-    Data {
-        /// The connection.
-        conn: Id,
-        /// The host application's socket.
-        host: Id,
-    },
-    /// The guest closes directions: deliver what is there, then close them on `host`.
-    Shutdown {
-        /// The host application's socket.
-        host: Id,
-        /// The bits of SHUTDOWN so far.
-        flags: u32,
-    },
-    /// The connection is gone: deliver what is there, then close `host`.
-    Gone {
-        /// The host application's socket.
-        host: Id,
-    },
-}
-
-/// What to put into the guest's receive buffers next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ToGuest {
-    /// A packet without payload.
-    Control(Header),
-    /// Payload read from `host`, then [`Mux::sent_to_guest`], [`Mux::host_drained`] or one of the ends.
-    Data {
-        /// The connection.
-        conn: Id,
-        /// The host application's socket.
-        host: Id,
-        /// The most bytes that the guest has credit for.
-        bytes: u32,
-        /// The most packets that the guest takes.
-        packets: u32,
-    },
-}
-
-/// A connection that a deadline ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Expired {
-    /// The host application's socket, to be closed.
-    pub host: Id,
-}
-
 /// All connections of one guest.
 #[derive(Debug)]
 pub struct Mux {
     /// Constants.
     config: Config,
+    /// The guest's driver knows message sockets.
+    seqpacket: bool,
     /// The connections.
     conns: Slab<Connection>,
     /// Their ids by ports.
@@ -137,6 +76,7 @@ impl Mux {
     pub fn new(config: Config, stats: Arc<Stats>) -> Self {
         Self {
             config,
+            seqpacket: false,
             conns: Slab::default(),
             by_key: HashMap::default(),
             ports: HostPorts::default(),
@@ -175,16 +115,6 @@ impl Mux {
         }
         let op = Op::from_wire(header.op);
         let key = ConnKey { guest: GuestPort(header.src_port), host: HostPort(header.dst_port) };
-        if Type::from_wire(header.type_) != Some(Type::Stream) {
-            // Not negotiated or unknown. A connection on the same ports is not concerned (Linux keeps it, too).
-            if op == Some(Op::Rst) {
-                self.stats.ignored.add(1);
-            } else {
-                self.stats.rst_type.add(1);
-                self.reply_rst(key, header.type_);
-            }
-            return FromGuest::Done;
-        }
         match self.by_key.get(&key) {
             Some(&id) => self.on_known(id, header, op, now),
             None => self.on_unknown(key, header, op),
@@ -193,12 +123,15 @@ impl Mux {
 
     /// A packet on ports without a connection.
     fn on_unknown(&mut self, key: ConnKey, header: &Header, op: Option<Op>) -> FromGuest {
+        let Some(kind) = Type::from_wire(header.type_).filter(|&kind| self.serves(kind)) else {
+            return self.wrong_type(key, header, op);
+        };
         match op {
             Some(Op::Rst) => {
                 self.stats.ignored.add(1);
                 FromGuest::Done
             }
-            Some(Op::Request) => self.guest_connects(key, header),
+            Some(Op::Request) => self.guest_connects(key, kind, header),
             _ => {
                 self.stats.rst_unknown.add(1);
                 self.reply_rst(key, header.type_);
@@ -208,24 +141,28 @@ impl Mux {
     }
 
     /// A REQUEST of the guest.
-    fn guest_connects(&mut self, key: ConnKey, header: &Header) -> FromGuest {
+    fn guest_connects(&mut self, key: ConnKey, kind: Type, header: &Header) -> FromGuest {
         self.stats.guest_requests.add(1);
         if self.conns.len() >= self.config.max_connections {
             self.stats.refused_limit.add(1);
             self.reply_rst(key, header.type_);
             return FromGuest::Done;
         }
-        let conn = self.insert(key, State::Connecting, NO_HOST);
+        let conn = self.insert(key, kind, State::Connecting, NO_HOST);
         if let Some(connection) = self.conns.get_mut(conn) {
             connection.to_guest.update(header.buf_alloc, header.fwd_cnt);
         }
-        FromGuest::Connect { conn, port: key.host }
+        FromGuest::Connect { conn, port: key.host, kind }
     }
 
     /// A packet on the ports of connection `id`.
     fn on_known(&mut self, id: Id, header: &Header, op: Option<Op>, now: u64) -> FromGuest {
         let Some(conn) = self.conns.get_mut(id) else { return FromGuest::Done };
-        let host = conn.host;
+        let (host, kind) = (conn.host, conn.kind);
+        if header.type_ != kind as u16 {
+            let key = conn.key;
+            return self.wrong_type(key, header, op);
+        }
         conn.to_guest.update(header.buf_alloc, header.fwd_cnt);
         let reaction = reaction(conn.state, op);
         // A window that became smaller may leave the guest with no credit but what it has not been told of.
@@ -249,7 +186,10 @@ impl Mux {
                     return FromGuest::Gone { host };
                 }
                 self.schedule(id, now);
-                return FromGuest::Data { conn: id, host };
+                return match kind {
+                    Type::Stream => FromGuest::Data { conn: id, host },
+                    Type::Seqpacket => self.message_part(id, host, header),
+                };
             }
             Reaction::Shutdown => return self.guest_shuts_down(id, header.flags),
             Reaction::TellCredit => self.want(id, Op::CreditUpdate),
@@ -271,7 +211,7 @@ impl Mux {
                 // `host` was closed when the guest was told the end.
                 let key = conn.key;
                 self.remove(id);
-                return self.guest_connects(key, header);
+                return self.guest_connects(key, kind, header);
             }
         }
         self.schedule(id, now);
@@ -295,7 +235,7 @@ impl Mux {
 
     /// A host application asks for `port` of the guest, which has until `deadline` to answer. `None` if there are too
     /// many connections.
-    pub fn host_connects(&mut self, port: GuestPort, host: Id, deadline: u64) -> Option<Id> {
+    pub fn host_connects(&mut self, port: GuestPort, kind: Type, host: Id, deadline: u64) -> Option<Id> {
         self.stats.host_requests.add(1);
         if self.conns.len() >= self.config.max_connections {
             self.stats.refused_limit.add(1);
@@ -308,7 +248,7 @@ impl Mux {
             self.stats.refused_limit.add(1);
             return None;
         };
-        let id = self.insert(ConnKey { guest: port, host: host_port }, State::Requested, host);
+        let id = self.insert(ConnKey { guest: port, host: host_port }, kind, State::Requested, host);
         self.set_deadline(id, deadline);
         self.want(id, Op::Request);
         Some(id)
@@ -413,6 +353,16 @@ impl Mux {
         self.conns.get(id).is_some_and(Connection::is_open_to_guest)
     }
 
+    /// What both ends are.
+    pub fn kind(&self, id: Id) -> Option<Type> {
+        self.conns.get(id).map(|conn| conn.kind)
+    }
+
+    /// The receive window of each connection, in bytes.
+    pub fn window(&self) -> u32 {
+        self.config.buf_alloc
+    }
+
     /// The port of the guest's end.
     pub fn guest_port(&self, id: Id) -> Option<GuestPort> {
         self.conns.get(id).map(|conn| conn.key.guest)
@@ -462,8 +412,12 @@ impl Mux {
             if let Some(conn) = self.conns.get_mut(id) {
                 conn.in_data_queue = false;
                 let (bytes, packets) = (conn.to_guest.bytes(), conn.to_guest.packets());
-                if conn.may_send() && bytes > 0 && packets > 0 {
-                    return Some(ToGuest::Data { conn: id, host: conn.host, bytes, packets });
+                if conn.may_send() && conn.has_credit(bytes, packets) {
+                    let host = conn.host;
+                    return Some(match conn.kind {
+                        Type::Stream => ToGuest::Data { conn: id, host, bytes, packets },
+                        Type::Seqpacket => ToGuest::Message { conn: id, host, bytes, longest: conn.to_guest.window() },
+                    });
                 }
                 // What was left to payload that does not come now has to be said by itself.
                 if conn.wants.contains(Op::CreditUpdate) {
@@ -553,14 +507,16 @@ impl Mux {
     // ---- the table of connections ----
 
     /// Adds a connection.
-    fn insert(&mut self, key: ConnKey, state: State, host: Id) -> Id {
+    fn insert(&mut self, key: ConnKey, kind: Type, state: State, host: Id) -> Id {
         let id = self.conns.insert(Connection {
             key,
+            kind,
             host,
             state,
             guest_shutdown: 0,
             host_shutdown: 0,
             readable: false,
+            in_message: false,
             in_data_queue: false,
             in_control_queue: false,
             wants: Wants::default(),
@@ -579,7 +535,7 @@ impl Mux {
         if let Some(conn) = self.remove(id) {
             // A guest that never saw the REQUEST knows nothing of the connection.
             if !(conn.state == State::Requested && conn.wants.contains(Op::Request)) {
-                self.reply_rst(conn.key, Type::Stream as u16);
+                self.reply_rst(conn.key, conn.kind as u16);
             }
         }
     }
@@ -628,7 +584,7 @@ impl Mux {
             return;
         }
         let (bytes, packets) = (conn.to_guest.bytes(), conn.to_guest.packets());
-        if bytes > 0 && packets > 0 {
+        if conn.has_credit(bytes, packets) {
             self.timers.change(id, &mut conn.deadline, None);
             if !conn.in_data_queue {
                 conn.in_data_queue = true;
@@ -664,7 +620,7 @@ fn header_to_guest(guest_cid: GuestCid, conn: &mut Connection, op: Op, flags: u3
         src_port: conn.key.host.0,
         dst_port: conn.key.guest.0,
         len: 0,
-        type_: Type::Stream as u16,
+        type_: conn.kind as u16,
         op: op as u16,
         flags,
         buf_alloc,

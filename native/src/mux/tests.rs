@@ -1,10 +1,11 @@
-//! Job: conversations with the mux in simulated time, rule by rule; `ends` has random ones with an oracle,
+//! Job: conversations with the mux in simulated time, rule by rule; `ends` and `messages` have random ones with an oracle,
 //! `credit` and `queues` those where something was to be left unsaid or to pile up.
 //! Before, after: nothing.
 //! Rules: no clock, no socket: what the device would do is written out.
 
 mod credit;
 mod ends;
+mod messages;
 mod queues;
 
 use super::*;
@@ -92,7 +93,9 @@ impl Bench {
 
     /// A connection that the guest asked for, in state `Connecting`.
     fn connecting(&mut self) -> Id {
-        let FromGuest::Connect { conn, port: HostPort(1000) } = self.say(Op::Request) else { panic!("no connection") };
+        let FromGuest::Connect { conn, port: HostPort(1000), .. } = self.say(Op::Request) else {
+            panic!("no connection")
+        };
         self.mux.set_host(conn, HOST);
         conn
     }
@@ -107,7 +110,7 @@ impl Bench {
 
     /// A connection that a host application asked for, in state `Requested`, with its port.
     fn requested(&mut self) -> (Id, u32) {
-        let conn = self.mux.host_connects(GuestPort(80), HOST, self.now + 2 * SECOND).unwrap();
+        let conn = self.mux.host_connects(GuestPort(80), Type::Stream, HOST, self.now + 2 * SECOND).unwrap();
         let request = self.control();
         assert_eq!((request.op, request.dst_port), (Op::Request as u16, 80));
         (conn, request.src_port)
@@ -216,7 +219,7 @@ fn request_that_the_guest_does_not_answer_expires_with_rst() {
 #[test]
 fn request_that_never_went_out_is_taken_back_in_silence() {
     let mut bench = Bench::new();
-    let conn = bench.mux.host_connects(GuestPort(80), HOST, bench.now + 2 * SECOND).unwrap();
+    let conn = bench.mux.host_connects(GuestPort(80), Type::Stream, HOST, bench.now + 2 * SECOND).unwrap();
     bench.mux.host_aborted(conn);
     assert_eq!((bench.controls(), bench.count()), (vec![], 0));
 }
@@ -225,7 +228,7 @@ fn request_that_never_went_out_is_taken_back_in_silence() {
 fn limit_of_connections_holds_for_both_sides() {
     let mut bench = Bench::with_limit(1);
     let conn = bench.open();
-    assert_eq!(bench.mux.host_connects(GuestPort(80), HOST, bench.now + 2 * SECOND), None);
+    assert_eq!(bench.mux.host_connects(GuestPort(80), Type::Stream, HOST, bench.now + 2 * SECOND), None);
     let other = Header { src_port: 5001, ..Bench::header(Op::Request) };
     assert_eq!(bench.packet(&other), FromGuest::Done);
     assert_eq!((bench.controls(), bench.stats.refused_limit.get()), (vec![Op::Rst], 2));
@@ -384,7 +387,7 @@ fn reset_of_the_device_forgets_everything() {
     let mut bench = Bench::new();
     let conn = bench.open();
     bench.mux.host_readable(conn, bench.now);
-    bench.mux.host_connects(GuestPort(80), HOST, bench.now + 2 * SECOND).unwrap();
+    bench.mux.host_connects(GuestPort(80), Type::Stream, HOST, bench.now + 2 * SECOND).unwrap();
     bench.packet(&Header { src_port: 9, ..Bench::header(Op::Rw) });
     let mut closed = 0;
     bench.mux.reset_all(|_| closed += 1);

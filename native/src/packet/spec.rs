@@ -23,6 +23,9 @@ pub const SHUTDOWN_SEND: u32 = 2;
 /// Both directions.
 pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RCV | SHUTDOWN_SEND;
 
+/// `flags` of RW on a message socket: the packet ends a message (section 5.10.6.6.1).
+pub const SEQ_EOM: u32 = 1;
+
 /// What a packet is about (`op`, section 5.10.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]

@@ -15,6 +15,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Protocol};
 
+/// `VIRTIO_VSOCK_F_SEQPACKET` (virtio 1.3 section 5.10.3). Streams are implied as long as `VIRTIO_VSOCK_F_NO_IMPLIED_STREAM`
+/// is not offered, which neither Linux's driver nor QEMU knows.
+const SEQPACKET: u64 = 1 << 1;
 /// `VIRTIO_F_INDIRECT_DESC` (virtio 1.3 section 6).
 const INDIRECT_DESC: u64 = 1 << 28;
 /// `VIRTIO_F_EVENT_IDX`.
@@ -24,9 +27,9 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// `VIRTIO_F_VERSION_1`.
 const VERSION_1: u64 = 1 << 32;
 
-/// Offered. Not: packed rings and SEQPACKET (not there yet), RING_RESET (QEMU's device class cannot do it),
+/// Offered. Not: packed rings (not there yet), RING_RESET (QEMU's device class cannot do it),
 /// ACCESS_PLATFORM (no IOMMU), LOG_ALL (QEMU does not migrate this device).
-const FEATURES: u64 = VERSION_1 | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES;
+const FEATURES: u64 = SEQPACKET | VERSION_1 | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES;
 
 /// Offered. Not: STATUS (QEMU never sends DRIVER_OK for this device, so it would tell nothing), BACKEND_REQ (QEMU
 /// crashes on a configuration change of a stopped device), and whatever serves migration.
@@ -418,6 +421,11 @@ impl Session {
         for index in 0..QUEUES {
             self.stop(index);
         }
+    }
+
+    /// Whether the guest's driver took message sockets.
+    pub fn seqpacket(&self) -> bool {
+        self.features & SEQPACKET != 0
     }
 
     /// Whether both rings that carry packets run.

@@ -33,6 +33,15 @@ impl Segment {
         Self(libc::iovec { iov_base: ptr.cast(), iov_len: len })
     }
 
+    /// A piece of memory of ours, for a call that fills it together with the guest's.
+    ///
+    /// # Safety
+    ///
+    /// The segment must be gone, with all its copies, before anybody else uses `bytes`.
+    pub unsafe fn of_ours(bytes: &mut [u8]) -> Self {
+        Self::new(bytes.as_mut_ptr(), bytes.len())
+    }
+
     /// Its first byte.
     fn ptr(&self) -> *mut u8 {
         self.0.iov_base.cast()

@@ -21,7 +21,11 @@ fn assert_thrown_out(what: &str, say: impl FnOnce(&FrontEnd)) {
 fn offered_are_the_features_that_qemu_passes_and_that_work() {
     let rig = Rig::new();
     let front = rig.plug();
-    let features = feature::VERSION_1 | feature::INDIRECT_DESC | feature::EVENT_IDX | feature::PROTOCOL_FEATURES;
+    let features = feature::SEQPACKET
+        | feature::VERSION_1
+        | feature::INDIRECT_DESC
+        | feature::EVENT_IDX
+        | feature::PROTOCOL_FEATURES;
     assert_eq!(front.ask_number(request::GET_FEATURES).unwrap(), features);
     let protocol = feature::PROTOCOL_MQ
         | feature::PROTOCOL_REPLY_ACK
@@ -54,7 +58,7 @@ fn configuration_ends_after_eight_bytes() {
 #[test]
 fn features_that_were_not_offered_are_refused() {
     // QEMU 7.2 with packed=on sends bit 34 whether it is offered or not.
-    for bit in [feature::RING_PACKED, feature::ACCESS_PLATFORM, feature::RING_RESET, 1 << 1, 1 << 26, 1 << 63] {
+    for bit in [feature::RING_PACKED, feature::ACCESS_PLATFORM, feature::RING_RESET, 1 << 2, 1 << 26, 1 << 63] {
         assert_thrown_out(&format!("{bit:#x}"), |front| {
             let features = feature::VERSION_1 | bit;
             front.tell(request::SET_FEATURES, &features.to_ne_bytes(), &[]).unwrap();

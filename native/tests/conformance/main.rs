@@ -21,4 +21,6 @@ mod memory;
 mod notifications;
 mod properties;
 mod rig;
+mod seqpacket;
+mod seqpacket_credit;
 mod streams;

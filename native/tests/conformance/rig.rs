@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use vhostvsock_native::device::{Admission, Device, Settings};
+use vhostvsock_native::device::{Admission, Device, Listeners, Settings};
 use vhostvsock_native::events::{Event, Events, Kind};
 use vhostvsock_native::ids::GuestCid;
 use vhostvsock_native::stats::Snapshot;
@@ -86,7 +86,9 @@ impl Rig {
         let path = uds.as_os_str().as_encoded_bytes();
         let mut settings = Settings::new("test", GuestCid::new(CID).expect("a valid CID"), path);
         change(&mut settings);
-        let device = Device::start(number, settings, listener.into(), Arc::clone(&events)).expect("a device");
+        let seqpacket = vsock_driver::host::messages::listen(&vsock_driver::host::messages::path(&uds)).expect("bind");
+        let listeners = Listeners { stream: listener.into(), seqpacket: Some(seqpacket) };
+        let device = Device::start(number, settings, listeners, Arc::clone(&events)).expect("a device");
         Self { device, events, uds, directory }
     }
 

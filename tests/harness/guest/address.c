@@ -54,16 +54,16 @@ static int with_unix(const char *path, size_t length, bool listens)
 	return finish(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), listens, (struct sockaddr *)&to, sizeof(to));
 }
 
-static int with_vsock(const char *cid, const char *port, bool listens)
+static int with_vsock(const char *cid, const char *port, int type, bool listens)
 {
 #ifdef IN_GUEST
 	struct sockaddr_vm to = {.svm_family = AF_VSOCK};
 
 	to.svm_cid = cid == NULL ? VMADDR_CID_ANY : (unsigned)strtoul(cid, NULL, 0);
 	to.svm_port = (unsigned)strtoul(port, NULL, 0);
-	return finish(socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0), listens, (struct sockaddr *)&to, sizeof(to));
+	return finish(socket(AF_VSOCK, type | SOCK_CLOEXEC, 0), listens, (struct sockaddr *)&to, sizeof(to));
 #else
-	(void)cid, (void)port, (void)listens;
+	(void)cid, (void)port, (void)type, (void)listens;
 	errno = EAFNOSUPPORT;
 	return -1;
 #endif
@@ -92,7 +92,8 @@ refused:
 
 bool address_listens(const char *address)
 {
-	return after(address, "vsock-listen:") != NULL || after(address, "unix-listen:") != NULL;
+	return after(address, "vsock-listen:") != NULL || after(address, "unix-listen:") != NULL ||
+	       after(address, "seqpacket-listen:") != NULL;
 }
 
 int address_connect(const char *address)
@@ -100,7 +101,9 @@ int address_connect(const char *address)
 	const char *rest, *port;
 
 	if ((rest = after(address, "vsock:")) != NULL && (port = strchr(rest, ':')) != NULL)
-		return with_vsock(rest, port + 1, false);
+		return with_vsock(rest, port + 1, SOCK_STREAM, false);
+	if ((rest = after(address, "seqpacket:")) != NULL && (port = strchr(rest, ':')) != NULL)
+		return with_vsock(rest, port + 1, SOCK_SEQPACKET, false);
 	if ((rest = after(address, "unix:")) != NULL)
 		return with_unix(rest, strlen(rest), false);
 	if ((rest = after(address, "hybrid:")) != NULL && (port = strrchr(rest, ':')) != NULL)
@@ -116,7 +119,9 @@ int address_listen(const char *address)
 	const char *rest;
 
 	if ((rest = after(address, "vsock-listen:")) != NULL)
-		return with_vsock(NULL, rest, true);
+		return with_vsock(NULL, rest, SOCK_STREAM, true);
+	if ((rest = after(address, "seqpacket-listen:")) != NULL)
+		return with_vsock(NULL, rest, SOCK_SEQPACKET, true);
 	if ((rest = after(address, "unix-listen:")) != NULL)
 		return with_unix(rest, strlen(rest), true);
 	errno = EINVAL;

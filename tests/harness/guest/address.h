@@ -3,6 +3,8 @@
  *
  *   vsock:CID:PORT       connect, in a guest
  *   vsock-listen:PORT    listen, in a guest
+ *   seqpacket:CID:PORT   connect for messages (SOCK_SEQPACKET), in a guest
+ *   seqpacket-listen:PORT
  *   unix:PATH            connect
  *   unix-listen:PATH     listen; a file that is there is removed
  *   hybrid:PATH:PORT     connect, say CONNECT PORT, and wait for OK

@@ -23,6 +23,7 @@ static const struct {
 	{"exec", command_exec}, {"cat", command_cat},   {"connect", command_connect},
 	{"cid", command_cid},
 	{"tsc", command_tsc},
+	{"messages", command_messages},
 };
 
 uint64_t now_us(void)
@@ -65,6 +66,6 @@ int main(int count, char **words)
 	for (unsigned i = 0; count >= 3 && i < sizeof(commands) / sizeof(commands[0]); i++)
 		if (strcmp(words[1], commands[i].name) == 0)
 			return commands[i].run(count - 2, words + 2);
-	fputs("usage: probe talk|many|ping|echo|exec|cat|connect|cid|tsc ADDRESS ...\n", stderr);
+	fputs("usage: probe talk|many|ping|echo|exec|cat|connect|cid|tsc|messages ADDRESS ...\n", stderr);
 	return 2;
 }

@@ -21,6 +21,9 @@ int command_cat(int count, char **words);
 int command_connect(int count, char **words);
 int command_cid(int count, char **words);
 int command_tsc(int count, char **words);
+int command_messages(int count, char **words);
+/* Waits until the file exists; without a name, not at all. */
+void wait_for_file(const char *path);
 
 /* Milliseconds and microseconds of a clock that never jumps. */
 uint64_t now_us(void);

@@ -4,10 +4,12 @@
 //! Rules: one line on stdout per event; ends with its stdin.
 //!
 //! ```text
-//! vsock-guest SOCKET [ECHO_PORT ...]
+//! vsock-guest SOCKET [ECHO_PORT | messages:ECHO_PORT ...]
 //! stdout: attached CID | reply TEXT | error WHY
-//! stdin:  connect PORT TEXT
+//! stdin:  connect PORT TEXT | messages PORT WORD ...
 //! ```
+//!
+//! `messages` is for message sockets (SOCK_SEQPACKET): each word is one, and the reply has those that came back.
 
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use vsock_driver::deadline::Deadline;
 use vsock_driver::front_end::FrontEnd;
 use vsock_driver::guest::{Guest, Setup};
-use vsock_driver::header::SHUTDOWN_SEND;
+use vsock_driver::header::{SEQPACKET, SHUTDOWN_SEND, STREAM};
 use vsock_driver::linux::{Kernel, Received, Rules, SocketId};
 
 fn main() -> ExitCode {
@@ -24,8 +26,9 @@ fn main() -> ExitCode {
     let Some(socket) = args.next() else { return fail("usage: vsock-guest SOCKET [ECHO_PORT ...]") };
     let mut ports = Vec::new();
     for arg in args {
-        let Ok(port) = arg.parse::<u32>() else { return fail(&format!("{arg} is no port")) };
-        ports.push(port);
+        let (kind, number) = arg.strip_prefix("messages:").map_or((STREAM, &arg[..]), |number| (SEQPACKET, number));
+        let Ok(port) = number.parse::<u32>() else { return fail(&format!("{arg} is no port")) };
+        ports.push((kind, port));
     }
     let guest = match FrontEnd::connect(&socket).and_then(|front| Guest::boot(front, Setup::default())) {
         Ok(guest) => guest,
@@ -63,14 +66,14 @@ fn commands() -> Receiver<String> {
 }
 
 /// Serves echoes and does what it is told, until stdin ends.
-fn serve(mut kernel: Kernel, ports: &[u32], commands: &Receiver<String>) {
+fn serve(mut kernel: Kernel, ports: &[(u16, u32)], commands: &Receiver<String>) {
     let mut open = Vec::new();
-    for &port in ports {
-        kernel.listen(port);
+    for &(kind, port) in ports {
+        kernel.listen_as(kind, port);
     }
     loop {
         kernel.pump();
-        for &port in ports {
+        for &(_, port) in ports {
             open.extend(kernel.try_accept(port));
         }
         open.retain(|&id| echo(&mut kernel, id));
@@ -86,7 +89,16 @@ fn serve(mut kernel: Kernel, ports: &[u32], commands: &Receiver<String>) {
 
 /// Sends back what came; `false` once the conversation is over.
 fn echo(kernel: &mut Kernel, id: SocketId) -> bool {
-    match kernel.recv(id, 65536) {
+    let received = if kernel.socket(id).kind == SEQPACKET {
+        match kernel.try_recv_message(id) {
+            // What it could receive it can send, unless the host gives less room than it takes.
+            Ok(message) => return kernel.send_message(id, &message.bytes).is_ok(),
+            Err(other) => other,
+        }
+    } else {
+        kernel.recv(id, 65536)
+    };
+    match received {
         Received::Nothing => true,
         Received::Data(bytes) => {
             kernel.send_all(id, &bytes);
@@ -99,21 +111,44 @@ fn echo(kernel: &mut Kernel, id: SocketId) -> bool {
     }
 }
 
-/// `connect PORT TEXT`: sends the text and the end, and says what came back.
+/// Connects, sends the text, as bytes or word by word as messages, and the end, and says what came back.
 fn obey(kernel: &mut Kernel, line: &str) {
     let mut words = line.splitn(3, ' ');
-    let (Some("connect"), Some(port), Some(text)) = (words.next(), words.next(), words.next()) else {
+    let (command, Some(port), Some(text)) = (words.next(), words.next(), words.next()) else {
         return say(&format!("error {line} is no command"));
     };
     let Ok(port) = port.parse() else { return say("error no port") };
-    match kernel.connect(port) {
-        Ok(id) => {
-            kernel.send_all(id, text.as_bytes());
-            kernel.shutdown(id, SHUTDOWN_SEND);
-            let reply = kernel.recv_to_end(id);
-            kernel.close(id);
-            say(&format!("reply {}", String::from_utf8_lossy(&reply)));
-        }
+    let converse = match command {
+        Some("connect") => kernel.connect(port).map(|id| converse(kernel, id, text)),
+        Some("messages") => kernel.connect_as(SEQPACKET, port).map(|id| converse_in_messages(kernel, id, text)),
+        _ => return say(&format!("error {line} is no command")),
+    };
+    match converse {
+        Ok(reply) => say(&format!("reply {reply}")),
         Err(ended) => say(&format!("error {ended:?}")),
     }
+}
+
+/// A conversation on a stream; what came back.
+fn converse(kernel: &mut Kernel, id: SocketId, text: &str) -> String {
+    kernel.send_all(id, text.as_bytes());
+    kernel.shutdown(id, SHUTDOWN_SEND);
+    let reply = kernel.recv_to_end(id);
+    kernel.close(id);
+    String::from_utf8_lossy(&reply).into_owned()
+}
+
+/// One in messages.
+fn converse_in_messages(kernel: &mut Kernel, id: SocketId, text: &str) -> String {
+    for word in text.split(' ') {
+        // A word is shorter than any window.
+        let _ = kernel.send_message(id, word.as_bytes());
+    }
+    kernel.shutdown(id, SHUTDOWN_SEND);
+    let mut replies = Vec::new();
+    while let Ok(message) = kernel.recv_message(id) {
+        replies.push(String::from_utf8_lossy(&message.bytes).into_owned());
+    }
+    kernel.close(id);
+    replies.join(" ")
 }

@@ -39,6 +39,7 @@ pub mod request {
 /// Features of virtio and of the protocol, as bit masks.
 #[allow(missing_docs, reason = "the names are those of the standards")]
 pub mod feature {
+    pub const SEQPACKET: u64 = 1 << 1;
     pub const NOTIFY_ON_EMPTY: u64 = 1 << 24;
     pub const INDIRECT_DESC: u64 = 1 << 28;
     pub const EVENT_IDX: u64 = 1 << 29;

@@ -6,7 +6,7 @@
 use super::socket::{Ended, Received, Rules, Socket, State};
 use crate::deadline::Deadline;
 use crate::guest::{Guest, Packet};
-use crate::header::{Header, MAX_PAYLOAD, SHUTDOWN_RCV, SHUTDOWN_SEND, op};
+use crate::header::{Header, MAX_PAYLOAD, SHUTDOWN_RCV, SHUTDOWN_SEND, STREAM, op};
 use std::collections::{HashMap, VecDeque};
 
 /// Names a socket for as long as the kernel lives.
@@ -24,8 +24,8 @@ pub struct Kernel {
     sockets: Vec<Socket>,
     /// Those that packets find.
     by_ports: HashMap<(u32, u32), SocketId>,
-    /// Connections that no application has accepted, by port.
-    listeners: HashMap<u32, VecDeque<SocketId>>,
+    /// Kinds of sockets that listen, and connections that no application has accepted, by port.
+    listeners: HashMap<u32, (u16, VecDeque<SocketId>)>,
     /// Packets that wait for room in the ring.
     pending: VecDeque<Header>,
     /// The next port of a client.
@@ -52,6 +52,11 @@ impl Kernel {
         }
     }
 
+    /// A socket, to change.
+    pub(super) fn socket_mut(&mut self, id: SocketId) -> &mut Socket {
+        &mut self.sockets[id.0]
+    }
+
     /// A socket, to look at.
     pub fn socket(&self, id: SocketId) -> &Socket {
         &self.sockets[id.0]
@@ -67,7 +72,12 @@ impl Kernel {
 
     /// Begins to connect from a certain port.
     pub fn start_connect_from(&mut self, local: u32, port: u32) -> SocketId {
-        let id = self.insert(local, port, State::Connecting);
+        self.start_connect_as(STREAM, local, port)
+    }
+
+    /// Begins to connect with a socket of this kind.
+    pub fn start_connect_as(&mut self, kind: u16, local: u32, port: u32) -> SocketId {
+        let id = self.insert(kind, local, port, State::Connecting);
         self.send_op(id, op::REQUEST, 0);
         self.flush();
         id
@@ -75,7 +85,13 @@ impl Kernel {
 
     /// Connects to a port of the host.
     pub fn connect(&mut self, port: u32) -> Result<SocketId, Ended> {
-        let id = self.start_connect(port);
+        self.connect_as(STREAM, port)
+    }
+
+    /// Connects with a socket of this kind.
+    pub fn connect_as(&mut self, kind: u16, port: u32) -> Result<SocketId, Ended> {
+        self.next_port += 1;
+        let id = self.start_connect_as(kind, self.next_port, port);
         self.wait_connected(id).map(|()| id)
     }
 
@@ -89,31 +105,42 @@ impl Kernel {
 
     /// Receives connections at `port` from now on.
     pub fn listen(&mut self, port: u32) {
-        self.listeners.entry(port).or_default();
+        self.listen_as(STREAM, port);
+    }
+
+    /// Receives connections of this kind.
+    pub fn listen_as(&mut self, kind: u16, port: u32) {
+        self.listeners.entry(port).or_insert((kind, VecDeque::new()));
     }
 
     /// Takes a connection from the host, waiting for it.
     #[track_caller]
     pub fn accept(&mut self, port: u32) -> SocketId {
-        let found = self.pump_until(|kernel| kernel.listeners.get(&port).is_some_and(|queue| !queue.is_empty()));
+        let found = self.pump_until(|kernel| kernel.listeners.get(&port).is_some_and(|(_, queue)| !queue.is_empty()));
         assert!(found, "nobody connected to port {port} of the guest");
         self.try_accept(port).expect("one waits")
     }
 
     /// Takes a connection from the host, if there is one.
     pub fn try_accept(&mut self, port: u32) -> Option<SocketId> {
-        self.listeners.get_mut(&port)?.pop_front()
+        self.listeners.get_mut(&port)?.1.pop_front()
     }
 
     /// Sends as much as goes now; how much that is.
     pub fn send(&mut self, id: SocketId, bytes: &[u8]) -> usize {
+        self.send_part(id, bytes, 0)
+    }
+
+    /// Sends as much as goes now; the packet that ends it has these flags.
+    pub(super) fn send_part(&mut self, id: SocketId, bytes: &[u8], last_flags: u32) -> usize {
         let mut sent = 0;
         while sent < bytes.len() && self.pending.is_empty() && self.socket(id).may_send() {
             let len = self.socket(id).credit().min(MAX_PAYLOAD).min(bytes.len() - sent);
             if len == 0 {
                 break;
             }
-            let mut header = self.header(id, op::RW, 0);
+            let flags = if sent + len == bytes.len() { last_flags } else { 0 };
+            let mut header = self.header(id, op::RW, flags);
             header.len = u32::try_from(len).expect("a packet");
             if !self.guest.put(&header, &bytes[sent..sent + len]) {
                 break;
@@ -268,29 +295,28 @@ impl Kernel {
         }
         let ports = (header.dst_port, header.src_port);
         let Some(&id) = self.by_ports.get(&ports) else {
-            match header.op {
-                op::REQUEST if self.listeners.contains_key(&header.dst_port) => {
-                    let id = self.insert(ports.0, ports.1, State::Established);
+            match (header.op, self.listeners.get_mut(&header.dst_port)) {
+                (op::REQUEST, Some((kind, queue))) if *kind == header.type_ => {
+                    let id = SocketId(self.sockets.len());
+                    queue.push_back(id);
+                    self.insert(header.type_, ports.0, ports.1, State::Established);
                     self.sockets[id.0].learn(&header);
-                    self.listeners.entry(header.dst_port).or_default().push_back(id);
                     self.send_op(id, op::RESPONSE, 0);
                 }
-                op::RST => {}
-                _ => {
-                    let mut rst = self.guest.header(op::RST, ports.0, ports.1);
-                    rst.buf_alloc = 0;
-                    self.pending.push_back(rst);
-                }
+                _ => self.reset_no_socket(&header),
             }
             return;
         };
         let socket = &mut self.sockets[id.0];
+        if socket.kind != header.type_ {
+            return self.reset_no_socket(&header);
+        }
         socket.learn(&header);
         match (socket.state, header.op) {
             (State::Connecting, op::RESPONSE) => socket.state = State::Established,
             (State::Connecting, op::RST) => self.fail(id, Ended::Reset, false),
             (State::Connecting, _) => self.fail(id, Ended::Protocol, true),
-            (State::Established, op::RW) if socket.enqueue(payload) => {}
+            (State::Established, op::RW) if socket.enqueue(payload, header.flags) => {}
             (State::Established, op::RW) => self.fail(id, Ended::NoBuffers, true),
             (State::Established, op::CREDIT_REQUEST) => self.send_op(id, op::CREDIT_UPDATE, 0),
             (State::Established, op::SHUTDOWN) => {
@@ -302,6 +328,14 @@ impl Kernel {
             }
             (State::Established | State::Closing, op::RST) => self.end(id),
             _ => {}
+        }
+    }
+
+    /// Answers a packet that belongs to no socket, unless it is an RST.
+    fn reset_no_socket(&mut self, header: &Header) {
+        if header.op != op::RST {
+            let rst = self.guest.header(op::RST, header.dst_port, header.src_port);
+            self.pending.push_back(Header { type_: header.type_, buf_alloc: 0, ..rst });
         }
     }
 
@@ -325,9 +359,9 @@ impl Kernel {
     }
 
     /// Adds a socket.
-    fn insert(&mut self, local: u32, peer: u32, state: State) -> SocketId {
+    fn insert(&mut self, kind: u16, local: u32, peer: u32, state: State) -> SocketId {
         let id = SocketId(self.sockets.len());
-        self.sockets.push(Socket::new(local, peer, state, self.rules));
+        self.sockets.push(Socket::new(kind, local, peer, state, self.rules));
         self.by_ports.insert((local, peer), id);
         id
     }
@@ -336,18 +370,18 @@ impl Kernel {
     fn header(&mut self, id: SocketId, op: u16, flags: u32) -> Header {
         let socket = &mut self.sockets[id.0];
         let (buf_alloc, fwd_cnt) = socket.tell();
-        let (local, peer) = (socket.local, socket.peer);
-        Header { flags, buf_alloc, fwd_cnt, ..self.guest.header(op, local, peer) }
+        let (type_, local, peer) = (socket.kind, socket.local, socket.peer);
+        Header { type_, flags, buf_alloc, fwd_cnt, ..self.guest.header(op, local, peer) }
     }
 
     /// Queues a packet without payload.
-    fn send_op(&mut self, id: SocketId, op: u16, flags: u32) {
+    pub(super) fn send_op(&mut self, id: SocketId, op: u16, flags: u32) {
         let header = self.header(id, op, flags);
         self.pending.push_back(header);
     }
 
     /// Puts queued packets into the ring, as many as fit.
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         while let Some(header) = self.pending.front() {
             if !self.guest.put(header, &[]) {
                 break;

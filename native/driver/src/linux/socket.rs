@@ -1,9 +1,10 @@
-//! Job: one stream socket of a Linux guest: its queue of packets, its windows, its state.
+//! Job: one socket of a Linux guest, for a stream or for messages: its queue of packets, its windows, its state.
 //! Before: `kernel` found it by the ports of a packet, or an application reads and writes.
 //! After: `kernel` sends what this says is due.
 //! Rules: numbers are counted as Linux counts them: `fwd_cnt` by whole packets, unread packets by pieces of memory.
 
-use crate::header::{Header, MAX_PAYLOAD, SHUTDOWN_RCV, SHUTDOWN_SEND};
+use super::messages::Message;
+use crate::header::{Header, MAX_PAYLOAD, SEQ_EOM, SEQ_EOR, SHUTDOWN_RCV, SHUTDOWN_SEND};
 use std::collections::VecDeque;
 
 /// What Linux charges for each unread packet at least (`SKB_TRUESIZE(0)` on x86-64).
@@ -84,11 +85,15 @@ struct Unread {
     bytes: Vec<u8>,
     /// How much of it was read.
     read: usize,
+    /// What its packets said of the end of a message.
+    flags: u32,
 }
 
 /// A socket.
 #[derive(Debug)]
 pub struct Socket {
+    /// What it is: [`STREAM`](crate::header::STREAM) or [`SEQPACKET`](crate::header::SEQPACKET).
+    pub kind: u16,
     /// The guest's port.
     pub local: u32,
     /// The host's port.
@@ -125,8 +130,9 @@ pub struct Socket {
 
 impl Socket {
     /// A fresh one.
-    pub fn new(local: u32, peer: u32, state: State, rules: Rules) -> Self {
+    pub fn new(kind: u16, local: u32, peer: u32, state: State, rules: Rules) -> Self {
         Self {
+            kind,
             local,
             peer,
             state,
@@ -159,14 +165,13 @@ impl Socket {
 
     /// How much may be sent.
     pub fn credit(&self) -> usize {
-        let window = if self.rules.min_window { self.peer_buf_alloc.min(self.buf_alloc) } else { self.peer_buf_alloc };
         #[allow(clippy::cast_possible_wrap, reason = "a difference modulo 2^32, of either sign")]
         let in_flight = i64::from(self.tx_cnt.wrapping_sub(self.peer_fwd_cnt) as i32);
-        usize::try_from(i64::from(window) - in_flight).unwrap_or(0)
+        usize::try_from(i64::try_from(self.longest()).expect("32 bits") - in_flight).unwrap_or(0)
     }
 
     /// Takes payload in; `false` if it is more than the window or the limit of packets allows.
-    pub fn enqueue(&mut self, payload: Vec<u8>) -> bool {
+    pub fn enqueue(&mut self, payload: Vec<u8>, flags: u32) -> bool {
         let len = u32::try_from(payload.len()).expect("a packet");
         let fits = u64::from(self.used) + u64::from(len) <= u64::from(self.buf_alloc);
         let few = (self.queue.len() as u64 + 1) * PACKET_COST <= u64::from(self.buf_alloc);
@@ -175,12 +180,14 @@ impl Socket {
         }
         self.used += len;
         if self.rules.collapse && payload.len() <= SMALL {
-            if let Some(last) = self.queue.back_mut().filter(|last| last.bytes.len() + payload.len() < ROOM) {
+            let fits = |last: &&mut Unread| last.bytes.len() + payload.len() < ROOM && last.flags & SEQ_EOM == 0;
+            if let Some(last) = self.queue.back_mut().filter(fits) {
                 last.bytes.extend(payload);
+                last.flags |= flags;
                 return true;
             }
         }
-        self.queue.push_back(Unread { bytes: payload, read: 0 });
+        self.queue.push_back(Unread { bytes: payload, read: 0, flags });
         self.most_unread = self.most_unread.max(self.queue.len());
         true
     }
@@ -211,12 +218,38 @@ impl Socket {
             let due = news > 0 && (left < MAX_PAYLOAD || self.queue.is_empty());
             return (Received::Data(bytes), due && self.state == State::Established);
         }
-        let nothing = match self.fault {
+        (self.nothing(), false)
+    }
+
+    /// What a read says that found nothing.
+    fn nothing(&self) -> Received {
+        match self.fault {
             Some(fault) => Received::Fault(fault),
             None if self.peer_shutdown & SHUTDOWN_SEND != 0 || self.state == State::Closed => Received::End,
             None => Received::Nothing,
+        }
+    }
+
+    /// Reads one message, if there is a whole one; else what there is instead.
+    pub fn read_message(&mut self) -> Result<Message, Received> {
+        let Some(last) = self.queue.iter().position(|unread| unread.flags & SEQ_EOM != 0) else {
+            return Err(self.nothing());
         };
-        (nothing, false)
+        let mut message = Message::default();
+        for unread in self.queue.drain(..=last) {
+            let len = u32::try_from(unread.bytes.len()).expect("within the window");
+            self.fwd_cnt = self.fwd_cnt.wrapping_add(len);
+            self.used -= len;
+            message.record |= unread.flags & SEQ_EOR != 0;
+            message.bytes.extend(unread.bytes);
+        }
+        Ok(message)
+    }
+
+    /// The longest message that can be sent (`virtio_transport_seqpacket_enqueue`).
+    pub fn longest(&self) -> usize {
+        let window = if self.rules.min_window { self.peer_buf_alloc.min(self.buf_alloc) } else { self.peer_buf_alloc };
+        window as usize
     }
 
     /// Whether the application may send, credit aside.

@@ -83,7 +83,7 @@ impl World {
         bench.mux.set_host(conn, HOST);
         bench.mux.host_accepted(conn);
         let response = bench.control();
-        let mut guest = GuestSocket::new(5000, 1000, GuestState::Established, rules);
+        let mut guest = GuestSocket::new(driver::STREAM, 5000, 1000, GuestState::Established, rules);
         guest.learn(&driver::Header::from_bytes(&response.to_bytes()));
         Self {
             bench,
@@ -166,6 +166,7 @@ impl World {
                 let packets = u32::try_from(len.div_ceil(room)).unwrap();
                 self.bench.mux.sent_to_guest(conn, u32::try_from(len).unwrap(), packets, self.bench.now);
             }
+            Some(other @ ToGuest::Message { .. }) => panic!("{other:?}"),
         }
         true
     }
@@ -174,7 +175,7 @@ impl World {
     fn guest_hears(&mut self, header: &Header, payload: Vec<u8>) {
         self.guest.learn(&driver::Header::from_bytes(&header.to_bytes()));
         match Op::from_wire(header.op).unwrap() {
-            Op::Rw => assert!(self.guest.enqueue(payload), "more than the guest allows: {:?}", self.guest),
+            Op::Rw => assert!(self.guest.enqueue(payload, 0), "more than the guest allows: {:?}", self.guest),
             Op::CreditRequest => self.guest_says(Op::CreditUpdate, 0, 0),
             Op::Shutdown => self.guest.peer_shutdown |= header.flags,
             Op::CreditUpdate => {}
