@@ -104,6 +104,7 @@ _EXTRA_NAMES = {
     "cpu_s_per_gb": "processor time per byte",
     "slowest_to_mean": "slowest to mean",
     "fds": "descriptors",
+    "cpu_to_alone": "processor time per byte, to without",
 }
 
 

@@ -87,6 +87,7 @@ TARGETS: tuple[Target, ...] = (
     Target(_IDLE, "idle", 1, "most", value="fds"),
     # "Nothing measurable": medians of one and the same thing differ by as much here.
     Target(_IDLE, "idle-10k", 0.9, "least"),
+    Target(_IDLE, "idle-10k", 1.1, "most", value="cpu_to_alone"),
     Target(_IDLE, "wake-ups", 0, "most"),
     *_several(Target(_IDLE, "", 0.1, "most"), "stuck-1", "stuck-16", "stuck-host-1", "stuck-host-16"),
     *_several(Target(_CPU, "", 0.5, "most", "peer", "cpu_s_per_gb"), *BULK),
