@@ -132,8 +132,8 @@ def judge_all(report: Report) -> list[Verdict]:
 
 def bound_text(target: Target, unit: str) -> str:
     """Such as "at least 0.8 of the limit"."""
-    to = {"": f" {unit}", "peer": " of the peer's", "limit": " of the limit"}.get(target.to, f" of {target.to}")
-    return f"at {target.at} {target.bound:g}{to}"
+    to = {"": unit, "peer": "x the peer's", "limit": "of the limit"}.get(target.to, f"of `{target.to}`")
+    return f"at {target.at} {target.bound:g} {to}".rstrip()
 
 
 def measured_text(verdict: Verdict) -> str:
