@@ -81,12 +81,14 @@ pub fn beside(options: &Options, count: usize) -> io::Result<Outcome> {
     let counted = Arc::clone(&counter);
     host_thread(options, move || sink(stream, counted));
     let prepared = packets(&session, SIZE, Cut::OnePiece);
-    let measure = |session: &mut Session, busy: &mut Conn| {
-        let outcome = measure_sending(options, session, busy, SIZE, &prepared, &counter);
-        match &outcome {
-            Outcome::Value(rate, more) => more.first().map(|(_, cpu)| (*rate, *cpu)).ok_or(outcome),
-            _ => Err(outcome),
-        }
+    let measure = |session: &mut Session, busy: &mut Conn| match measure_sending(
+        options, session, busy, SIZE, &prepared, &counter,
+    ) {
+        Outcome::Value(rate, more) => match more.first() {
+            Some((_, cpu)) => Ok((rate, *cpu)),
+            None => Err(Outcome::Failed("the daemon is gone".into())),
+        },
+        other => Err(other),
     };
     let alone = match measure(&mut session, &mut busy) {
         Ok(found) => found,
