@@ -189,7 +189,7 @@ def test_the_page_of_the_project_has_a_place_for_each_section() -> None:
 def test_the_table_of_targets_tells_what_was_reached() -> None:
     report = {"main": measured({BULK: {"ours": values(500), "peer": values(100)}})}
     text = page.targets_table(report)
-    assert "| bulk | `g2h-4k` | at least 4 of the peer's | 5.00 | met |" in text
+    assert "| bulk | `g2h-4k` | at least 4 x the peer's | 5.00 | met |" in text
     assert "1 met, 0 not met" in text
 
 

@@ -98,7 +98,7 @@ def _as_child(pinned: bool) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, _DESCRIPTORS),) * 2)
     except (OSError, ValueError):
-        # Only root may have more than there are.
+        # Not everybody may have more than there are, not even root everywhere.
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

@@ -17,7 +17,7 @@ from scripts.lib.bench.daemons import BenchError
 from scripts.lib.bench.measure import Plan, all_rows, measure
 from scripts.lib.bench.results import Measurement, Report
 from scripts.lib.bench.rows import Row
-from scripts.lib.bench.tables import circumstances, extras_table, main_table, table
+from scripts.lib.bench.tables import EXTRAS, circumstances, extras_table, main_table, table
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGE, PICTURE = DOCS / "performance.md", DOCS / "performance.svg"
@@ -90,7 +90,7 @@ def targets_table(report: Report) -> str:
     for verdict in verdicts:
         target = verdict.target
         what = f"`{target.row}`" + (f" + `{target.plus}`" if target.plus else "")
-        what += {"value": "", "p99": ", 99th percentile"}.get(target.value, f", {_EXTRA_NAMES.get(target.value)}")
+        what += f", {EXTRAS[target.value]}" if target.value != "value" else ""
         what += _polling_of(target, report.get(target.part))
         unit = units.get(target.row, "") if target.value == "value" else ""
         met = {True: "met", False: "**not met**", None: "–"}[verdict.met]
@@ -98,13 +98,6 @@ def targets_table(report: Report) -> str:
     count = {met: sum(verdict.met is met for verdict in verdicts) for met in (True, False, None)}
     total = f"{count[True]} met, {count[False]} not met, {count[None]} without a figure to compare with."
     return table(["", "row", "target", "measured", ""], lines) + "\n\n" + total
-
-
-_EXTRA_NAMES = {
-    "cpu_s_per_gb": "processor time per byte",
-    "slowest_to_mean": "slowest to mean",
-    "fds": "descriptors",
-}
 
 
 def _polling_of(target: targets.Target, measurement: Measurement | None) -> str:

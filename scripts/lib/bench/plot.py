@@ -61,7 +61,9 @@ def svg(measurement: Measurement) -> str:
     height = bottom + _BOTTOM
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
-        "<style>text { font: 12px sans-serif } text.title { font: bold 15px sans-serif }</style>",
+        "<style>text { font: 12px sans-serif }",
+        "text.title { font: bold 15px sans-serif }",
+        "text.small { font: 10px sans-serif }</style>",
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         f'<text x="{_LEFT}" y="20" class="title">How many times as good as the others (right of 1: better)</text>',
         *_legend(measurement),
@@ -69,7 +71,9 @@ def svg(measurement: Measurement) -> str:
     ]
     for number, (row, ratios) in enumerate(lines):
         parts += _row(axis, _TOP + number * _LINE + _LINE / 2, row, ratios)
-    parts.append(f'<text x="{_LEFT}" y="{height - 10}" fill="#555555">{escape(circumstances(measurement))}</text>')
+    parts.append(
+        f'<text x="12" y="{height - 10}" class="small" fill="#555555">{escape(circumstances(measurement))}</text>'
+    )
     return "\n".join([*parts, "</svg>", ""])
 
 

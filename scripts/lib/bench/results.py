@@ -96,9 +96,10 @@ class Measurement:
         def better(mine: float, theirs: float) -> float:
             return theirs / mine if row.less_is_better else mine / theirs
 
+        median = better(medians[0], medians[1])
         pairs = zip(mine.values(), theirs.values(), strict=False)
-        single = [better(one, another) for one, another in pairs if one and another]
-        return Ratio(better(medians[0], medians[1]), min(single), max(single))
+        single = [better(one, another) for one, another in pairs if one and another] or [median]
+        return Ratio(median, min(single), max(single))
 
 
 # By name: "main", and what else one call measured.

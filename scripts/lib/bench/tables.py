@@ -17,6 +17,7 @@ EXTRAS = {
     "p99": "99th percentile, us",
     "slowest_to_mean": "slowest connection / mean",
     "fds": "descriptors per connection",
+    "cpu_to_alone": "processor time per byte, to without",
 }
 
 

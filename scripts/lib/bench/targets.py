@@ -87,6 +87,7 @@ TARGETS: tuple[Target, ...] = (
     Target(_IDLE, "idle", 1, "most", value="fds"),
     # "Nothing measurable": medians of one and the same thing differ by as much here.
     Target(_IDLE, "idle-10k", 0.9, "least"),
+    Target(_IDLE, "idle-10k", 1.1, "most", value="cpu_to_alone"),
     Target(_IDLE, "wake-ups", 0, "most"),
     *_several(Target(_IDLE, "", 0.1, "most"), "stuck-1", "stuck-16", "stuck-host-1", "stuck-host-16"),
     *_several(Target(_CPU, "", 0.5, "most", "peer", "cpu_s_per_gb"), *BULK),
@@ -131,8 +132,8 @@ def judge_all(report: Report) -> list[Verdict]:
 
 def bound_text(target: Target, unit: str) -> str:
     """Such as "at least 0.8 of the limit"."""
-    to = {"": f" {unit}", "peer": " of the peer's", "limit": " of the limit"}.get(target.to, f" of {target.to}")
-    return f"at {target.at} {target.bound:g}{to}"
+    to = {"": unit, "peer": "x the peer's", "limit": "of the limit"}.get(target.to, f"of `{target.to}`")
+    return f"at {target.at} {target.bound:g} {to}".rstrip()
 
 
 def measured_text(verdict: Verdict) -> str:

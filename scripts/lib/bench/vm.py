@@ -17,6 +17,7 @@ from harness.machine import Kind, Machine
 from harness.waiting import Process, WaitError
 
 from scripts.lib import fetch
+from scripts.lib.bench.daemons import BenchError
 from scripts.lib.bench.measure import say
 from scripts.lib.bench.results import Cell
 from scripts.lib.bench.tables import table
@@ -95,7 +96,10 @@ def measure(runs: int, with_peer: bool) -> str:
         machines = []
         for title, (_, kernel, start) in zip(head, columns, strict=True):
             say(f"a guest boots: {title}")
-            machines.append(_boot(stack, kernel, start))
+            try:
+                machines.append(_boot(stack, kernel, start))
+            except WaitError as error:
+                raise BenchError(f"{title}: {error}") from None
         for number in range(1, runs + 1):
             for row, ask in ROWS.items():
                 for machine, cell in zip(machines, cells[row], strict=True):

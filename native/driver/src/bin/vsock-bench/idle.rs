@@ -6,7 +6,7 @@
 use crate::Options;
 use crate::applications::sink;
 use crate::bulk::{measure_sending, packets};
-use crate::process::{descriptors, host_thread, memory, turns};
+use crate::process::{descriptors, host_thread, is_out_of_descriptors, memory, turns};
 use crate::report::Outcome;
 use crate::rows::Cut;
 use crate::session::{Conn, Session, listen};
@@ -69,9 +69,11 @@ pub fn guests(options: &Options) -> io::Result<Outcome> {
     Ok(Outcome::Value(grown as f64 / 1024.0 / (guests.len() - 1) as f64, Vec::new()))
 }
 
-/// What bulk on one connection reaches beside many idle ones, as a part of what it reached without them.
+/// What bulk on one connection reaches beside many idle ones, as a part of what it reached without them; and the same of
+/// the daemon's processor time per byte, which depends less on what else the machine does.
 pub fn beside(options: &Options, count: usize) -> io::Result<Outcome> {
     const SIZE: usize = 4096;
+    let pid = options.daemon()?;
     let listener = listen(options.vm())?;
     let mut session = Session::boot(options.vm(), 3776, Mode::Waiting)?;
     let Some((mut busy, stream)) = session.connect(&listener, 5000)? else { return Ok(Outcome::Hangs) };
@@ -82,25 +84,34 @@ pub fn beside(options: &Options, count: usize) -> io::Result<Outcome> {
     let measure = |session: &mut Session, busy: &mut Conn| match measure_sending(
         options, session, busy, SIZE, &prepared, &counter,
     ) {
-        Outcome::Value(rate, _) => Ok(rate),
+        Outcome::Value(rate, more) => match more.first() {
+            Some((_, cpu)) => Ok((rate, *cpu)),
+            None => Err(Outcome::Failed("the daemon is gone".into())),
+        },
         other => Err(other),
     };
     let alone = match measure(&mut session, &mut busy) {
-        Ok(rate) => rate,
-        Err(other) => return Ok(other),
+        Ok(found) => found,
+        Err(outcome) => return Ok(outcome),
     };
     let mut idle = Vec::new();
     for index in 0..count {
-        let Some(stream) = open_idle(&mut session, &listener, index)? else { return Ok(Outcome::Hangs) };
+        let Some(stream) = open_idle(&mut session, &listener, index)? else {
+            return Ok(if is_out_of_descriptors(pid) {
+                Outcome::Failed(format!("no descriptors left for connection {index}"))
+            } else {
+                Outcome::Hangs
+            });
+        };
         idle.push(stream);
     }
     // What the device said of credit while these were opened was not listened to.
     session.guest.say(op::CREDIT_REQUEST, busy.local, busy.peer);
     let beside = match measure(&mut session, &mut busy) {
-        Ok(rate) => rate,
-        Err(other) => return Ok(other),
+        Ok(found) => found,
+        Err(outcome) => return Ok(outcome),
     };
-    Ok(Outcome::Value(beside / alone, vec![("alone", alone), ("beside", beside)]))
+    Ok(Outcome::Value(beside.0 / alone.0, vec![("alone", alone.0), ("cpu_to_alone", beside.1 / alone.1)]))
 }
 
 /// How often in a second a daemon with an idle guest and an idle connection is given a processor.

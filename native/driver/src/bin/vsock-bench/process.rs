@@ -59,6 +59,15 @@ pub fn memory(pid: u32, field: &str) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
+/// Whether a process has as many descriptors as it may have.
+pub fn is_out_of_descriptors(pid: u32) -> bool {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let limit = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+    // Some keep a few for themselves.
+    limit.zip(descriptors(pid)).is_some_and(|(limit, open)| open + 8 >= limit)
+}
+
 /// Open file descriptors of a process.
 pub fn descriptors(pid: u32) -> Option<usize> {
     Some(std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count())
