@@ -124,10 +124,10 @@ def count(row: str, seconds: float) -> tuple[str, float, dict[str, float]]:
         value, _, event, *_ = line.split(",")
         rates[re.sub(r"^syscalls:sys_enter_", "", event)] = float(value) / seconds
     if result["unit"] == "MB/s":
-        return "64 KiB", result["value"] * 1e6 / 65536, rates
+        return "block of 64 KiB", result["value"] * 1e6 / 65536, rates
     if result["unit"] == "us":
         return "round trip", result["count"] / (seconds + WARM_UP), rates
-    return "one", result["value"], rates
+    return "connection" if row.startswith("connect") else "message", result["value"], rates
 
 
 def report(row: str, seconds: float) -> str:
@@ -137,10 +137,10 @@ def report(row: str, seconds: float) -> str:
     total = kinds.total()
     lines = [
         f"## {row}",
-        f"\nIn a second: {rate:,.0f} times {unit}. The daemon used {share:.0%} of a processor, for:\n",
+        f"\n{rate:,.0f} times a second, one {unit}. The daemon used {share:.0%} of a processor, for:\n",
         "| share | |\n| --- | --- |",
         *(f"| {n / total:.1%} | {name} |" for name, n in kinds.most_common() if n / total >= 0.01),
-        f"\nThe daemon's system calls for {unit}:\n",
+        f"\nThe daemon's system calls for one {unit}:\n",
         "| | |\n| --- | --- |",
         f"| all | {counts.pop('raw_syscalls:sys_enter') / rate:.2f} |",
         *(f"| {name} | {n / rate:.2f} |" for name, n in counts.items() if name in CALLS and n / rate >= 0.005),
