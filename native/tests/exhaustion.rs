@@ -4,16 +4,19 @@
 #[path = "conformance/rig.rs"]
 mod rig;
 
-use rig::{Rig, assert_ended, connect_from_host, open_from_guest};
+use rig::{Rig, assert_ended, connect_from_host, open_from_guest, open_from_host};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use vhostvsock_native::events::Kind;
 use vsock_driver::deadline::{PATIENCE, wait_until};
+use vsock_driver::front_end::message::request;
 use vsock_driver::header::op;
 use vsock_driver::linux::{Kernel, Rules};
 
@@ -155,4 +158,29 @@ fn clients_that_cannot_even_be_turned_away_wait_without_a_busy_thread() {
     guest.say(op::RESPONSE, 80, request.src_port);
     assert_eq!(vsock_driver::host::answer(&mut client).unwrap(), request.src_port);
     assert_eq!(rig.stats().refused_limit, 0);
+}
+
+#[test]
+fn memory_for_which_there_is_no_address_space_ends_its_own_session() {
+    const LEN: u64 = 64 << 30;
+    let _alone = alone();
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let listener = rig.listen(1000);
+    let mut stream = open_from_guest(&mut guest, &listener, 5000, 1000);
+    let other = rig.another(2);
+    let front = other.plug();
+    let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, LEN).unwrap();
+    let payload: Vec<u8> = [0, 0, LEN, 0, 0].iter().flat_map(|value: &u64| value.to_ne_bytes()).collect();
+    let old = getrlimit(Resource::As);
+    setrlimit(Resource::As, Rlimit { current: Some(LEN), maximum: old.maximum }).unwrap();
+    front.tell(request::ADD_MEM_REG, &payload, &[file.as_fd()]).unwrap();
+    let thrown_out = front.is_thrown_out();
+    setrlimit(Resource::As, old).unwrap();
+    assert!(thrown_out);
+    rig.wait_event_with(Kind::Detached, "Cannot allocate memory");
+    stream.write_all(b"alive").unwrap();
+    assert_eq!(guest.expect(op::RW).payload, b"alive");
+    open_from_host(&other, &mut other.boot(), 80);
 }

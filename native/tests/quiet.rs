@@ -318,6 +318,54 @@ fn front_ends_that_come_and_go_leave_no_descriptor_behind() {
     assert_quiet("nobody is there");
 }
 
+/// Bytes of memory that are the process's alone: all but files, and guest memory among those.
+fn own_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: Vec<u64> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    (pages[1] - pages[2]) * 4096
+}
+
+#[test]
+fn memory_for_hosts_that_do_not_read_is_bounded_by_connections_times_window() {
+    /// Connections that are allowed.
+    const MOST: usize = 48;
+    /// Connections that the guest asks for.
+    const TRIES: usize = 3 * MOST;
+    /// The window of each.
+    const WINDOW: u32 = 128 * 1024;
+    let _alone = alone();
+    let rig = Rig::with(|settings| (settings.max_connections, settings.buf_alloc) = (MOST, WINDOW));
+    let listener = rig.listen(1000);
+    let mut kernel = rig.linux();
+    let before = own_memory();
+    let mut streams = Vec::new();
+    let mut ids = Vec::new();
+    for _ in 0..TRIES {
+        if let Ok(id) = kernel.connect(1000) {
+            streams.push(vsock_driver::host::accept(&listener));
+            ids.push(id);
+        }
+    }
+    assert_eq!((streams.len(), rig.stats().refused_limit), (MOST, (TRIES - MOST) as u64));
+    // Until no one has credit any more.
+    let block = vec![1; 65_536];
+    let mut quiet = 0;
+    while quiet < 5 {
+        kernel.pump();
+        let sent: usize = ids.iter().map(|&id| kernel.send(id, &block)).sum();
+        let news = kernel.guest.wait(Deadline::after(Duration::from_millis(1)));
+        quiet = if sent == 0 && !news { quiet + 1 } else { 0 };
+    }
+    let bound = MOST as u64 * u64::from(WINDOW);
+    let waiting = rig.stats().backlog_bytes;
+    assert_eq!(waiting, bound, "all that may wait does, and no more");
+    // Beside it a backlog's spare room, and what the test itself needs.
+    let used = own_memory() - before;
+    assert!((bound..bound + bound / 3 + (4 << 20)).contains(&used), "{used} bytes for a bound of {bound}");
+    drop(streams);
+    kernel.pump_until(|_| rig.stats().connections == 0);
+}
+
 #[test]
 fn idle_connection_costs_less_than_two_kib_of_memory() {
     let _alone = alone();
@@ -333,14 +381,10 @@ fn idle_connection_costs_less_than_two_kib_of_memory() {
             streams.push(open_from_guest(guest, &listener, port, 1000));
         }
     };
-    let resident = || {
-        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-        text.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
-    };
     open(&mut guest, 500);
-    let before = resident();
+    let before = own_memory();
     open(&mut guest, 3000);
-    let each = (resident() - before) / 3000;
+    let each = (own_memory() - before) / 3000;
     assert!(each < 2048, "{each} bytes for each connection");
     assert_quiet("3500 idle connections");
     setrlimit(Resource::Nofile, limit).unwrap();

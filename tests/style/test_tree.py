@@ -104,6 +104,41 @@ def test_help_tells_examples_and_exit_codes(command: str, capsys: pytest.Capture
     assert "exit codes:" in text
 
 
+# Where a file of ours may ask for the time of day: for people who read the log.
+_TIME_OF_DAY = {"vhostvsock/log.py"}
+_WALL_CLOCK = re.compile(
+    r"SystemTime|Realtime|CLOCK_REALTIME|\btime\.(time|ctime|localtime|gmtime|strftime)\b|\bdatetime\b|\butime\("
+)
+
+
+def test_no_deadline_depends_on_the_clock_that_can_be_set() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for path in source_files()
+        if path.is_relative_to(ROOT / "vhostvsock") or path.is_relative_to(ROOT / "native" / "src")
+        if _WALL_CLOCK.search(path.read_text())
+    }
+    assert found == _TIME_OF_DAY
+
+
+def known_tests() -> set[str]:
+    """The names of all tests, Rust's and Python's."""
+    found: set[str] = set()
+    for path in source_files():
+        pattern = {".rs": r"\bfn (\w+)\(", ".py": r"\bdef (test_\w+)\("}.get(path.suffix)
+        if pattern is not None:
+            found.update(re.findall(pattern, path.read_text()))
+    return found
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    # Names of tests are sentences; those of counters and options are shorter.
+    named = {name for name in re.findall(r"`(\w+)`", text) if name.count("_") >= 3}
+    assert len(named) > 100
+    assert sorted(named - known_tests()) == []
+
+
 def test_shell_scripts_parse() -> None:
     for path in ("scripts/test", "scripts/lib/setup.sh", ".ci/run"):
         subprocess.run(["bash", "-n", path], cwd=ROOT, check=True)

@@ -91,3 +91,11 @@ def test_a_closed_descriptor_and_a_gone_reader_are_survived() -> None:
     assert log.write_line("x", writing) is False
     os.close(writing)
     assert log.write_line("x", writing) is False
+
+
+def test_a_log_on_a_full_disk_costs_lines_and_nothing_else() -> None:
+    with open("/dev/full", "wb") as full:
+        handler = log.StderrHandler(full.fileno())
+        handler.emit(record("x"))
+        handler.emit(record("x"))
+    assert handler.lost == 2

@@ -1,6 +1,7 @@
 //! What is offered, and what happens to a front-end that takes more or says what makes no sense.
 
 use crate::rig::{CID, Rig, open_from_host};
+use std::os::fd::AsFd;
 use vhostvsock_native::events::{Kind, Level};
 use vsock_driver::front_end::message::{NEED_REPLY, REPLY, VERSION, encode, feature, request, send};
 use vsock_driver::front_end::{FrontEnd, words};
@@ -110,6 +111,29 @@ fn messages_that_make_no_sense_end_the_session() {
 }
 
 #[test]
+fn front_end_that_does_not_read_its_replies_is_thrown_out() {
+    let rig = Rig::new();
+    let front = rig.plug();
+    while front.tell(request::GET_FEATURES, &[], &[]).is_ok() {}
+    rig.wait_event_with(Kind::Detached, "does not read its replies");
+    assert_eq!(rig.stats().front_end_errors, 1);
+    open_from_host(&rig, &mut rig.boot(), 80);
+}
+
+#[test]
+fn more_descriptors_than_a_message_may_have_end_the_session() {
+    let rig = Rig::new();
+    let front = rig.plug();
+    let passed = rig.dial();
+    // A header in pieces, each with as many as one call takes.
+    let mut pieces = encode(request::GET_FEATURES, VERSION, &[]).into_iter();
+    while pieces.next().is_some_and(|byte| send(&front.socket, &[byte], &[passed.as_fd(); 32]).is_ok()) {}
+    assert!(front.is_thrown_out());
+    rig.wait_event_with(Kind::Detached, "more than 32 file descriptors");
+    open_from_host(&rig, &mut rig.boot(), 80);
+}
+
+#[test]
 fn half_a_message_then_the_end_is_an_error_and_half_a_message_then_the_rest_is_not() {
     let rig = Rig::new();
     let front = rig.plug();
@@ -139,7 +163,6 @@ fn rings_outside_of_memory_end_the_session() {
 fn message_with_descriptors_that_nobody_wants_leaks_none() {
     let rig = Rig::new();
     let guest = rig.boot();
-    use std::os::fd::AsFd;
     let fd = guest.rx.kick.as_fd();
     for _ in 0..2000 {
         guest.front.tell(request::GET_FEATURES, &[], &[fd, fd, fd]).unwrap();

@@ -3,6 +3,7 @@
 use crate::rig::{Rig, assert_ended, assert_same, bytes, connect_from_host, open_from_host};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::time::Duration;
 use vhostvsock_native::timers::MILLISECOND;
 use vsock_driver::deadline::Deadline;
 use vsock_driver::header::{SHUTDOWN_RCV, SHUTDOWN_SEND, STREAM, op};
@@ -129,6 +130,18 @@ fn client_that_says_nothing_is_closed_in_time() {
     assert_eq!(silent.read(&mut [0; 8]).unwrap(), 0);
     assert_ended(&mut half);
     rig.wait_stats("both counted", |s| s.handshake_timeout == 2);
+}
+
+#[test]
+fn client_that_sends_its_line_byte_by_byte_gets_no_more_time_for_it() {
+    let rig = Rig::with(|settings| settings.handshake_timeout = 50 * MILLISECOND);
+    let mut client = rig.dial();
+    let mut line = b"CONNECT                       80\n".chunks(1);
+    while line.next().is_some_and(|byte| client.write_all(byte).is_ok()) {
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    assert_ended(&mut client);
+    assert_eq!(rig.stats().handshake_timeout, 1);
 }
 
 #[test]

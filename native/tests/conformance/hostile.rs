@@ -1,6 +1,6 @@
 //! Guests that break their rings: they lose their device, nobody else anything, and the next guest is served.
 
-use crate::rig::{Rig, open_from_guest, open_from_host};
+use crate::rig::{Rig, Stop, open_from_guest, open_from_host};
 use std::sync::atomic::{AtomicBool, Ordering};
 use vhostvsock_native::events::Kind;
 use vsock_driver::deadline::{Deadline, wait_until};
@@ -240,15 +240,6 @@ fn buffer_that_spans_more_regions_than_a_chain_may_have_pieces_is_returned() {
         }
         Ring::write_desc(&guest.tx.desc, head, piece(&table), INDIRECT, 0);
     });
-}
-
-/// Sets its flag in the end, also when the test fails.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

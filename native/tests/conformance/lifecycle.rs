@@ -149,6 +149,36 @@ fn replug_on_the_same_socket_repeats_owner_and_memory() {
 }
 
 #[test]
+fn front_end_may_vanish_after_any_message() {
+    let rig = Rig::new();
+    let steps: [fn(&Guest) -> std::io::Result<()>; 11] = [
+        |guest| guest.front.set_features(),
+        |guest| guest.memory.regions().try_for_each(|region| guest.front.add_region(region)),
+        |guest| guest.front.set_ring(request::SET_VRING_NUM, 0, 128),
+        |guest| guest.front.set_ring(request::SET_VRING_BASE, 0, 0),
+        |guest| {
+            let (desc, avail, used) = (guest.rx.desc.user(), guest.rx.avail.user(), guest.rx.used.user());
+            guest.front.set_ring_addresses(0, desc, avail, used)
+        },
+        |guest| guest.front.set_ring_fd(request::SET_VRING_KICK, 0, Some(guest.rx.kick.as_fd())),
+        |guest| guest.front.set_ring_fd(request::SET_VRING_CALL, 0, Some(guest.rx.call.as_fd())),
+        |guest| guest.front.enable_ring(0, true),
+        |guest| guest.front.start_ring(1, &guest.tx, 0),
+        |guest| guest.front.enable_ring(1, true),
+        |guest| guest.front.stop_ring(0).map(drop),
+    ];
+    for count in 0..=steps.len() {
+        let guest = Guest::prepare(rig.plug(), Setup::default()).unwrap();
+        steps[..count].iter().try_for_each(|step| step(&guest)).unwrap();
+        // One more of which nobody hears the answer.
+        let _ = guest.front.tell(request::GET_FEATURES, &[], &[]);
+        drop(guest);
+        rig.wait_event(Kind::Detached);
+    }
+    open_from_host(&rig, &mut rig.boot(), 80);
+}
+
+#[test]
 fn qemu_leaves_and_another_attaches_again_and_again() {
     let rig = Rig::new();
     let listener = rig.listen(1000);

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use vhostvsock_native::device::{Admission, Device, Listeners, Settings};
 use vhostvsock_native::events::{Event, Events, Kind};
 use vhostvsock_native::ids::GuestCid;
@@ -268,6 +268,15 @@ pub fn full_listener(path: &Path) -> (UnixListener, Vec<OwnedFd>) {
             Err(rustix::io::Errno::AGAIN) => return (listener.into(), waiting),
             Err(error) => panic!("connect: {error}"),
         }
+    }
+}
+
+/// Sets its flag in the end, also when the test fails.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
