@@ -43,28 +43,35 @@ struct Desc {
 impl Desc {
     /// More often sensible than not.
     fn new(input: &mut Input) -> Self {
-        let addr = match input.below(16) {
-            0..6 => 0x1_0000 + u64::from(input.u16()) * 2,
-            6..9 => 0x1_ff00 + input.below(0x200) as u64,
-            9..11 => 0x10_3f00 + input.below(0x200) as u64,
-            11..14 => input.pick(&TABLES),
-            14 => input.u64(),
-            _ => u64::MAX - u64::from(input.u8()),
+        let (mut flags, mut addr, mut len) = match input.below(12) {
+            0..3 => (0, 0, 0),
+            3..7 => (NEXT, 0, 0),
+            7..9 => (INDIRECT, input.pick(&TABLES), 16 * (1 + input.below(8) as u32)),
+            9 => (WRITE, 0, 0),
+            10 => (WRITE | NEXT, 0, 0),
+            _ => (input.u16(), 0, 0),
         };
-        let len = match input.below(8) {
-            0..4 => input.below(300) as u32,
-            4..6 => (input.below(9) * 16) as u32,
-            6 => u32::MAX,
-            _ => input.u32(),
-        };
-        let flags = match input.below(12) {
-            0..3 => 0,
-            3..7 => NEXT,
-            7..9 => INDIRECT,
-            9 => WRITE,
-            10 => WRITE | NEXT,
-            _ => input.u16(),
-        };
+        // An indirect table stays as it is, or has one thing wrong.
+        let odd = input.below(8);
+        if addr == 0 || odd == 1 {
+            addr = match input.below(12) {
+                0..5 => 0x1_0000 + u64::from(input.u16()) * 2,
+                5..8 => 0x1_ff00 + input.below(0x200) as u64,
+                8..10 => 0x10_3f00 + input.below(0x200) as u64,
+                10 => input.u64(),
+                _ => u64::MAX - u64::from(input.u8()),
+            };
+        }
+        if len == 0 || odd == 2 {
+            len = match input.below(8) {
+                0..6 => input.below(300) as u32,
+                6 => u32::MAX,
+                _ => input.u32(),
+            };
+        }
+        if odd == 3 {
+            flags ^= input.pick(&[NEXT, WRITE, INDIRECT]);
+        }
         let next = if input.below(9) < 8 { input.below(SIZE.into()) as u16 } else { input.u16() };
         Self { addr, len, flags, next }
     }

@@ -9,7 +9,7 @@ use vhostvsock_native::timers::SECOND;
 use vsock_driver::header::{SHUTDOWN_RCV, SHUTDOWN_SEND};
 
 /// What an application's socket holds, in bytes.
-const SOCKET: u64 = 50_000;
+const SOCKET: u64 = 10_000;
 /// The port in the guest that applications ask for.
 const GUEST_PORT: u32 = 80;
 /// How long the guest may take to answer.

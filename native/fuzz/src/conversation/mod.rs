@@ -28,7 +28,7 @@ use vsock_driver::linux::Rules;
 /// The guest's CID.
 const CID: u64 = 42;
 /// Receive window of the host's side.
-const WINDOW: u32 = 128 * 1024;
+const WINDOW: u32 = 20_000;
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 8;
 /// The most steps of one run.
@@ -317,14 +317,19 @@ impl World {
         for pair in 0..self.pairs.len() {
             self.listener_answers(pair, true);
         }
+        // Everything that was written has to come through without anything more being said.
         self.settle();
+        for pair in &self.pairs {
+            pair.check_bytes();
+        }
         for pair in 0..self.pairs.len() {
             self.guest_shuts_down(pair, SHUTDOWN_SEND);
             self.host_ends(pair);
         }
         self.settle();
         for pair in &self.pairs {
-            pair.check_whole();
+            pair.check_bytes();
+            pair.check_ends();
         }
         for pair in 0..self.pairs.len() {
             self.guest_closes(pair);
