@@ -100,9 +100,13 @@ def has_address_sanitizer() -> bool:
     return any(Path(done.stdout.strip()).glob("librustc*_rt.asan.a"))
 
 
-def build(sanitizer: str) -> Path:
-    """Build all fuzzers; the directory with the programs."""
-    target = ROOT / "native" / "target" / f"fuzz-{sanitizer}"
+def target_directory(sanitizer: str) -> Path:
+    return ROOT / "native" / "target" / f"fuzz-{sanitizer}"
+
+
+def build(sanitizer: str) -> None:
+    """Build all fuzzers."""
+    target = target_directory(sanitizer)
     command = ["cargo", "fuzz", "build", "--fuzz-dir", str(FUZZ), "--features", "libfuzzer", "--target", TRIPLE]
     command += ["--target-dir", str(target), "--sanitizer", sanitizer, "--codegen-units", "4"]
     env = {**os.environ, "RUSTC_BOOTSTRAP": "1", "CARGO_PROFILE_RELEASE_LTO": "off"}
@@ -111,7 +115,6 @@ def build(sanitizer: str) -> Path:
     if done.returncode != 0:
         sys.stderr.write(done.stderr[-6000:])
         raise fail("the fuzzers could not be built", "a C++ compiler is needed, too: apt install g++")
-    return target / TRIPLE / "release"
 
 
 def command_for(program: Path, target: str, options: list[str]) -> list[str]:
@@ -204,12 +207,16 @@ def main() -> int:
     parser.add_argument("target", nargs="*", metavar="TARGET", help=f"one of {', '.join(known)} (default: all)")
     parser.add_argument("--seconds", type=int, default=60, help="how long each runs (default: 60)")
     parser.add_argument("--sanitizer", choices=["address", "none"], help="default: address where the toolchain has it")
+    parser.add_argument("--no-build", action="store_true", help="run what was built before, whatever changed since")
     parser.add_argument("--minimise", action="store_true", help="do not fuzz; make the repository's corpora anew")
     args = parser.parse_args()
     if unknown := set(args.target) - set(known):
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
-    find_cargo_fuzz()
-    programs = build(args.sanitizer or ("address" if has_address_sanitizer() else "none"))
+    sanitizer = args.sanitizer or ("address" if has_address_sanitizer() else "none")
+    if not args.no_build:
+        find_cargo_fuzz()
+        build(sanitizer)
+    programs = target_directory(sanitizer) / TRIPLE / "release"
     found = False
     for target in args.target or known:
         program = programs / f"fuzz-{target}"
