@@ -141,7 +141,7 @@ setup_fingerprint() {
         "$VENV/bin/python" --version
         rustc --version
         find native pyproject.toml scripts/lib/vhostvsock_build.py -path native/target -prune -o \
-            -path native/driver -prune -o -path native/tests -prune -o \
+            -path native/driver -prune -o -path native/fuzz -prune -o -path native/tests -prune -o \
             -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
     ) | sha256sum
 }

@@ -1,0 +1,104 @@
+//! Job: one thing that happens, out of a fuzzer's bytes.
+
+use super::CID;
+use crate::input::Input;
+use vhostvsock_native::ids::HOST_CID;
+use vhostvsock_native::packet::{Header, Type};
+
+/// One thing that happens. The first number of most says to which connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// An application of the guest asks for a connection, if possible on ports that were used before.
+    GuestConnects {
+        /// Whether on ports that were used before.
+        reuse: bool,
+    },
+    /// The listener on the host takes the connection or does not.
+    ListenerAnswers(u8, bool),
+    /// An application of the host asks for a connection.
+    HostConnects {
+        /// Whether somebody listens there.
+        listens: bool,
+    },
+    /// The guest's application writes so much.
+    GuestWrites(u8, usize),
+    /// It reads up to so much.
+    GuestReads(u8, usize),
+    /// The host's application writes so much.
+    HostWrites(u8, usize),
+    /// It reads up to so much.
+    HostReads(u8, usize),
+    /// `shutdown(2)` in the guest, with the bits of the packet.
+    GuestShutsDown(u8, u32),
+    /// `close(2)` in the guest.
+    GuestCloses(u8),
+    /// The host's application sends no more.
+    HostEnds(u8),
+    /// It closes its socket.
+    HostCloses(u8),
+    /// Its socket breaks.
+    HostBreaks(u8),
+    /// So many packets of the guest reach the mux.
+    Arrive(usize),
+    /// So many receive buffers of this size are filled.
+    Buffers(usize, usize),
+    /// Time passes, in milliseconds.
+    Pass(u64),
+    /// The guest sends a packet that Linux would not.
+    Forge {
+        /// The packet.
+        header: Header,
+        /// On whose ports, if not on its own.
+        which: Option<u8>,
+        /// Payload bytes in its descriptors.
+        available: u64,
+    },
+    /// The guest's driver starts anew.
+    Reset,
+}
+
+impl Step {
+    /// The next one.
+    pub fn new(input: &mut Input) -> Self {
+        match input.u8() {
+            0..12 => Self::GuestConnects { reuse: input.flag() },
+            12..24 => Self::HostConnects { listens: input.below(8) > 0 },
+            24..36 => Self::ListenerAnswers(input.u8(), input.below(8) > 0),
+            36..62 => Self::GuestWrites(input.u8(), input.length(90_000)),
+            62..88 => Self::HostWrites(input.u8(), input.length(90_000)),
+            88..112 => Self::GuestReads(input.u8(), input.length(300_000)),
+            112..136 => Self::HostReads(input.u8(), input.length(300_000)),
+            136..166 => Self::Arrive(1 + input.below(8)),
+            166..198 => Self::Buffers(1 + input.below(24), input.pick(&[3732, 1, 100, 1500, 65_536])),
+            198..208 => Self::Pass(input.pick(&[1, 10, 100, 1000, 2000, 8000, 64_000])),
+            208..216 => Self::GuestShutsDown(input.u8(), 1 + input.below(3) as u32),
+            216..222 => Self::HostEnds(input.u8()),
+            222..228 => Self::GuestCloses(input.u8()),
+            228..234 => Self::HostCloses(input.u8()),
+            234..236 => Self::HostBreaks(input.u8()),
+            236..254 => Self::forge(input),
+            _ => Self::Reset,
+        }
+    }
+
+    /// A packet, more often near the rules than far from them.
+    fn forge(input: &mut Input) -> Self {
+        let which = (input.below(8) > 0).then(|| input.u8());
+        let len = input.length(70_000) as u32;
+        let odd = input.below(16);
+        let header = Header {
+            src_cid: if odd == 1 { input.u64() } else { CID },
+            dst_cid: if odd == 2 { input.u64() } else { HOST_CID },
+            src_port: input.below(4) as u32 + 50_000,
+            dst_port: input.below(4) as u32 + 1000,
+            len: if odd == 3 { input.u32() } else { len },
+            type_: if odd == 4 { input.u8().into() } else { Type::Stream as u16 },
+            op: if odd == 5 { input.u16() } else { input.below(8) as u16 },
+            flags: if odd == 6 { input.u32() } else { input.below(4) as u32 },
+            buf_alloc: if odd == 7 { input.u32() } else { 256 * 1024 },
+            fwd_cnt: if odd == 8 { input.u32() } else { u32::from(input.u16()) },
+        };
+        let available = if odd == 9 { input.u16().into() } else { u64::from(header.len) };
+        Self::Forge { header, which, available }
+    }
+}
