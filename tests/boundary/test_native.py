@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import os
 import random
@@ -181,6 +182,25 @@ def test_a_failure_carries_its_code_and_a_message(engine: Engine) -> None:
         engine.new_device(DeviceConfig("web", Cid(42), 1 << 20, "/tmp/none"))
     assert caught.value.code in (native.ERR_ARGUMENT, native.ERR_OS)
     assert str(caught.value).startswith("vm web: cannot start the device: ")
+
+
+def test_the_listener_for_messages_is_served_and_may_be_missing_or_wrong(
+    engine: Engine, config: DeviceConfig, short_dir: Path
+) -> None:
+    with pytest.raises(NativeError):
+        engine.new_device(dataclasses.replace(config, seqpacket_listener=1 << 20))
+    path = str(short_dir / "v.sock.seqpacket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        listener.setblocking(False)
+        changed = dataclasses.replace(config, seqpacket_listener=listener.fileno())
+        with engine.new_device(changed) as device, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.settimeout(LIMIT)
+            client.connect(path)
+            client.send(b"CONNECT 80\n")
+            assert client.recv(1) == b""
+            assert device.stats()["refused_no_seqpacket"] == 1
 
 
 def test_a_listener_that_is_no_socket_does_no_harm(engine: Engine, short_dir: Path) -> None:

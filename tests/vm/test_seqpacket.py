@@ -85,7 +85,8 @@ def test_records_of_the_guest_are_messages_of_the_host(vm: Machine) -> None:
 def test_longer_messages_are_refused_to_the_guest(vm: Machine) -> None:
     with accepted(vm, "send=262145") as (sock, guest):
         sock.shutdown(socket.SHUT_WR)
-        assert guest.result()["send_error"] == "EMSGSIZE"
+        # Linux 6.1 has the same error in its transport, and calls it so on the way up.
+        assert guest.result()["send_error"] == ("ENOMEM" if vm.kind.kernel == "6.1" else "EMSGSIZE")
         assert sock.recv(1) == b"", "no part of it"
 
 

@@ -28,8 +28,8 @@ impl Hosts {
             self.took(conn, len);
             return Ok(());
         }
-        let waits = messages.has_part() || messages.has_backlog();
-        let at_once = complete && !waits && pieces.len() <= MAX_PIECES;
+        let behind_others = messages.has_backlog();
+        let at_once = complete && !behind_others && !messages.has_part() && pieces.len() <= MAX_PIECES;
         let moved = if at_once { send(&stream.fd, pieces) } else { Moved::WouldBlock };
         match moved {
             Moved::Bytes(_) | Moved::Last(_) => self.took(conn, len),
@@ -46,7 +46,8 @@ impl Hosts {
                 };
                 if complete {
                     messages.complete();
-                    if !at_once {
+                    // Where others wait, or it was just tried, there is no room.
+                    if !at_once && !behind_others {
                         self.flush(host, now);
                     }
                     if self.streams.get(host).is_some_and(HostStream::has_backlog) {

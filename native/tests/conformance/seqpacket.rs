@@ -291,6 +291,9 @@ fn client_of_the_bridge_is_told_that_there_are_no_message_sockets() {
     host::answer(&client).unwrap();
     client.send(b"hello").unwrap();
     assert_eq!(kernel.recv_message(id).unwrap().bytes, b"hello");
+    kernel.guest.stop().unwrap();
+    rig.wait_event(Kind::Stopped);
+    assert!(refused(&connect()).starts_with("ERR EHOSTUNREACH "), "what the driver took is still known");
 }
 
 #[test]
