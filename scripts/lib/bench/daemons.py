@@ -137,8 +137,8 @@ class Daemon:
         """Until it is ready; how many seconds after its start that was."""
         while not self.is_ready():
             if self.process.poll() is not None or time.monotonic() > self.started + START_TIMEOUT:
-                text = self.said().decode(errors="replace")[-2000:]
-                raise BenchError(f"{self._contender.title} did not start: {text}")
+                said = self.said().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+                raise BenchError(f"{self._contender.title} did not start: {said[-1]}")
             time.sleep(_LOOK)
         return time.monotonic() - self.started
 

@@ -55,7 +55,7 @@ def measure(plan: Plan, rows: Sequence[Row], name: str) -> Measurement:
                     return standing.measure(contender, row, plan.pinned)
                 return driver.measure(contender, row)
             except BenchError as error:
-                return {"row": row.name, "failed": str(error).splitlines()[0]}
+                return {"row": row.name, "failed": str(error)}
 
         return one
 
