@@ -4,12 +4,9 @@
 //! Rules: never waits. Log lines that nobody reads are dropped, and repeated warnings thinned out; no event of one device
 //! takes the place of another device's.
 
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{read, write};
+use crate::sync::{AtomicU32, Mutex, Ordering, Signal};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Log lines are dropped once so many events wait.
 const CAPACITY: usize = 4096;
@@ -90,7 +87,7 @@ pub struct Events {
     /// Waiting events.
     queue: Mutex<Waiting>,
     /// Readable while events wait.
-    signal: OwnedFd,
+    signal: Signal,
     /// Log lines below this level are not made.
     level: AtomicU32,
 }
@@ -98,13 +95,19 @@ pub struct Events {
 impl Events {
     /// An empty queue.
     pub fn new() -> std::io::Result<Self> {
-        let signal = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { queue: Mutex::default(), signal, level: AtomicU32::new(Level::Info as u32) })
+        let level = AtomicU32::new(Level::Info as u32);
+        Ok(Self { queue: Mutex::new(Waiting::default()), signal: Signal::new()?, level })
     }
 
     /// The descriptor to wait on.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.signal.as_fd()
+    }
+
+    /// Whether the descriptor is readable.
+    #[cfg(all(test, loom))]
+    pub fn is_raised(&self) -> bool {
+        self.signal.is_raised()
     }
 
     /// Sets the level below which log lines are not made.
@@ -132,7 +135,7 @@ impl Events {
             _ => queue.events.push_back(event),
         }
         drop(queue);
-        let _ = write(&self.signal, &1_u64.to_ne_bytes());
+        self.signal.raise();
     }
 
     /// Takes the oldest event out.
@@ -146,7 +149,7 @@ impl Events {
         }
         if event.is_none() {
             // Under the lock, so that a push in between signals anew.
-            let _ = read(&self.signal, &mut [0; 8]);
+            self.signal.take();
         }
         event
     }

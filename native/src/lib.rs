@@ -23,6 +23,7 @@ pub mod mux;
 pub mod packet;
 pub mod slab;
 pub mod stats;
+pub mod sync;
 pub mod timers;
 pub mod vhost_user;
 pub mod virtio;

@@ -3,8 +3,8 @@
 //! After: anybody reads, through `ffi`.
 //! Rules: one writer per set, so adding is a plain load and store; every reason to drop or reset has its own counter.
 
+use crate::sync::{AtomicU64, Ordering};
 use std::ffi::CStr;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A number that the device's thread adds to and others read.
 #[derive(Debug, Default)]

@@ -3,8 +3,8 @@
 
 Before: scripts/fuzz set the toolchain up.
 After:  one line for each target on stdout; exit code 1 if one of them found something, 2 if they could not be built.
-Rules:  - Stable Rust does: RUSTC_BOOTSTRAP=1 lets it take the options that cargo-fuzz needs. AddressSanitizer is used where
-          the toolchain has its runtime (rustup's have it, Debian's packages do not).
+Rules:  - Stable Rust does: RUSTC_BOOTSTRAP=1 lets it take the options that cargo-fuzz needs. AddressSanitizer is used
+          where the toolchain has its runtime, as those of rustup have.
         - What a fuzzer learns goes into a corpus in the cache. That of the repository is only read, but for --minimise.
 """
 
@@ -92,7 +92,9 @@ def find_cargo_fuzz() -> None:
     say(f"installing cargo-fuzz {CARGO_FUZZ} into the cache (once: minutes)")
     command = ["cargo", "install", "--locked", "--quiet", "--version", CARGO_FUZZ, "--root", str(home), "cargo-fuzz"]
     if subprocess.run(command, check=False).returncode != 0:
-        raise fail("cargo-fuzz could not be installed", "check the network, or install it yourself so that it is on PATH")
+        raise fail(
+            "cargo-fuzz could not be installed", "check the network, or install it yourself so that it is on PATH"
+        )
 
 
 def has_address_sanitizer() -> bool:
@@ -172,7 +174,8 @@ def tell(target: str, outcome: Outcome) -> None:
     )
     if outcome.finding is not None:
         keep = f"native/fuzz/crashes/{target}"
-        print(f"{target}: FOUND something: {outcome.finding}\n  keep it: mkdir -p {keep} && cp {outcome.finding} {keep}/NAME")
+        print(f"{target}: FOUND something: {outcome.finding}")
+        print(f"  keep it: mkdir -p {keep} && cp {outcome.finding} {keep}/NAME")
 
 
 def minimise(program: Path, target: str) -> None:

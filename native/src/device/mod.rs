@@ -8,6 +8,8 @@ pub mod by_hand;
 mod clients;
 mod from_guest;
 mod hosts;
+#[cfg(all(test, loom))]
+mod interleavings;
 mod messages;
 mod nudge;
 mod plane;
@@ -21,17 +23,16 @@ use crate::ids::{GuestCid, GuestPort};
 use crate::packet::Type;
 use crate::slab::Id;
 use crate::stats::{Snapshot, Stats};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, Signal};
 use crate::timers::SECOND;
 use crate::vhost_user::session::CallBlocks;
 use crate::virtio::queue::RingError;
 use plane::Plane;
-use rustix::event::{EventfdFlags, eventfd};
 use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 pub use visibility::Scope;
@@ -156,7 +157,7 @@ enum Command {
 #[derive(Debug)]
 struct Shared {
     /// Readable when the thread is told something.
-    command: OwnedFd,
+    command: Signal,
     /// The thread shall end.
     stop: AtomicBool,
     /// A front-end is attached, or about to be.
@@ -171,23 +172,24 @@ impl Shared {
     /// For a device that is about to start.
     fn new() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            command: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
+            command: Signal::new()?,
             stop: AtomicBool::new(false),
             busy: AtomicBool::new(false),
-            commands: Mutex::default(),
+            commands: Mutex::new(VecDeque::new()),
             stats: Arc::default(),
         }))
-    }
-
-    /// Wakes the thread.
-    fn wake(&self) {
-        let _ = rustix::io::write(&self.command, &1_u64.to_ne_bytes());
     }
 
     /// Tells the thread to do something.
     fn tell(&self, command: Command) {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
-        self.wake();
+        self.command.raise();
+    }
+
+    /// Tells the thread to end.
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.command.raise();
     }
 
     /// Hands a front-end over, unless there is one.
@@ -294,8 +296,7 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.wake();
+        self.shared.stop();
         if let Some(thread) = self.thread.take() {
             let asked = Instant::now();
             while !thread.is_finished() {

@@ -250,7 +250,7 @@ impl Plane {
         match ready.token {
             Token::Command => {
                 self.publish();
-                let _ = rustix::io::read(&self.shared.command, &mut [0; 8]);
+                self.shared.command.take();
                 while let Some(command) = self.shared.next_command() {
                     self.obey(command);
                 }

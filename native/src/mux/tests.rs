@@ -1,10 +1,9 @@
-//! Job: conversations with the mux in simulated time, rule by rule; `ends` and `messages` have random ones with an oracle,
-//! `credit` and `queues` those where something was to be left unsaid or to pile up.
+//! Job: conversations with the mux in simulated time, rule by rule; `messages` has random ones with an oracle, as
+//! `fuzz/src/conversation` has for streams; `credit` and `queues` those where something was to be left unsaid or to pile up.
 //! Before, after: nothing.
 //! Rules: no clock, no socket: what the device would do is written out.
 
 mod credit;
-mod ends;
 mod messages;
 mod queues;
 

@@ -38,7 +38,7 @@ impl World {
         let fresh = (FIRST_PORT + u32::try_from(self.pairs.len()).expect("few"), HOST_PORT);
         let mut pair = Pair::new(old.map_or(fresh, |old| old.ports));
         pair.reused = old.is_some();
-        pair.guest = Some(Socket::new(pair.ports.0, pair.ports.1, State::Connecting, self.rules));
+        pair.guest = Some(Socket::new(driver::STREAM, pair.ports.0, pair.ports.1, State::Connecting, self.rules));
         let pair = self.insert(pair);
         self.say(pair, op::REQUEST, 0, 0);
     }
@@ -151,7 +151,7 @@ impl World {
                 self.fail(index, true);
             }
             (State::Established, op::RW) => {
-                assert!(socket.enqueue(payload), "more than the guest allows: {pair:?}");
+                assert!(socket.enqueue(payload, header.flags), "more than the guest allows: {pair:?}");
             }
             (State::Established, op::CREDIT_REQUEST) => self.say(index, op::CREDIT_UPDATE, 0, 0),
             (State::Established, op::SHUTDOWN) => {
@@ -174,7 +174,7 @@ impl World {
     fn on_closed(&mut self, index: usize, header: &Header) {
         let pair = &mut self.pairs[index];
         if header.op == op::REQUEST && pair.guest.is_none() && pair.guest_listens {
-            let mut socket = Socket::new(pair.ports.0, pair.ports.1, State::Established, self.rules);
+            let mut socket = Socket::new(driver::STREAM, pair.ports.0, pair.ports.1, State::Established, self.rules);
             socket.learn(&driver::Header::from_bytes(&header.to_bytes()));
             pair.guest = Some(socket);
             return self.say(index, op::RESPONSE, 0, 0);

@@ -2,8 +2,9 @@
 //! Rules: the order of calls of the mux is that of `device/hosts.rs` and `device/clients.rs`.
 
 use super::pair::{Host, Pair};
-use super::{MAX_CONNECTIONS, WINDOW, World};
+use super::{MAX_CONNECTIONS, World};
 use vhostvsock_native::ids::GuestPort;
+use vhostvsock_native::packet::Type;
 use vhostvsock_native::slab::Id;
 use vhostvsock_native::timers::SECOND;
 use vsock_driver::header::{SHUTDOWN_RCV, SHUTDOWN_SEND};
@@ -55,7 +56,7 @@ impl World {
     pub(super) fn host_connects(&mut self, guest_listens: bool) {
         self.expected.host_requests += 1;
         let host = Self::host_id(self.pairs.len());
-        let Some(conn) = self.mux.host_connects(GuestPort(GUEST_PORT), host, self.now + TIMEOUT) else {
+        let Some(conn) = self.mux.host_connects(GuestPort(GUEST_PORT), Type::Stream, host, self.now + TIMEOUT) else {
             let alive = self.pairs.iter().filter(|pair| pair.conn.is_some()).count();
             return assert_eq!(alive, MAX_CONNECTIONS, "refused without a reason");
         };
@@ -82,7 +83,7 @@ impl World {
     pub(super) fn received(&mut self, index: usize, len: u64, at: u64) {
         let pair = &mut self.pairs[index];
         let Some(conn) = pair.conn else { panic!("payload for {pair:?}") };
-        assert!(pair.backlog + len <= u64::from(WINDOW), "the guest sent more than it may: {pair:?}");
+        assert!(pair.backlog + len <= u64::from(self.window), "the guest sent more than it may: {pair:?}");
         let count = u32::try_from(len).expect("a packet");
         if pair.deaf {
             return self.mux.delivered(conn, count);
@@ -95,6 +96,18 @@ impl World {
         assert!(pair.spoilt || at == pair.host_got + pair.socket + pair.backlog, "payload out of order: {pair:?}");
         pair.backlog += len;
         self.flush(index);
+    }
+
+    /// A part of a message of a forged connection: the application takes whole ones.
+    pub(super) fn received_part(&mut self, pair: usize, len: u64, complete: bool) {
+        let pair = &mut self.pairs[pair];
+        let (true, Some(conn)) = (pair.spoilt, pair.conn) else { panic!("a message on a stream: {pair:?}") };
+        assert!(pair.backlog + len <= u64::from(self.window), "the guest sent more than it may: {pair:?}");
+        pair.backlog += len;
+        if complete {
+            let whole = std::mem::take(&mut pair.backlog);
+            self.mux.delivered(conn, u32::try_from(whole).expect("no more than the window"));
+        }
     }
 
     /// The application's socket takes what waits.

@@ -27,8 +27,8 @@ use vsock_driver::linux::Rules;
 
 /// The guest's CID.
 const CID: u64 = 42;
-/// Receive window of the host's side.
-const WINDOW: u32 = 20_000;
+/// Receive windows of the host's side: one that a single packet can overrun, and the default.
+const WINDOWS: [u32; 2] = [20_000, 256 * 1024];
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 8;
 /// The most steps of one run.
@@ -53,6 +53,8 @@ struct World {
     stats: Arc<Stats>,
     /// Simulated time in nanoseconds.
     now: u64,
+    /// Receive window of the host's side, in bytes.
+    window: u32,
     /// Which kernel the guest runs.
     rules: Rules,
     /// Every connection that there was.
@@ -96,8 +98,9 @@ impl World {
     fn new(input: &mut Input) -> Self {
         let stats = Arc::new(Stats::default());
         let guest_cid = GuestCid::new(CID).expect("a CID");
-        let config = Config { guest_cid, buf_alloc: WINDOW, max_connections: MAX_CONNECTIONS };
         let kind = input.u8();
+        let window = WINDOWS[usize::from(kind >> 7)];
+        let config = Config { guest_cid, buf_alloc: window, max_connections: MAX_CONNECTIONS };
         let buf_alloc = input.pick(&[256 * 1024, 500, 2000, 5000, 60_000, 600_000]);
         let rules = Rules {
             min_window: kind & 1 != 0,
@@ -106,10 +109,13 @@ impl World {
             collapse: kind & 4 != 0,
             buf_alloc,
         };
+        let mut mux = Mux::new(config, Arc::clone(&stats));
+        mux.set_seqpacket(kind & 8 != 0);
         Self {
-            mux: Mux::new(config, Arc::clone(&stats)),
+            mux,
             stats,
             now: SECOND,
+            window,
             rules,
             pairs: Vec::new(),
             by_ports: HashMap::new(),
@@ -198,6 +204,10 @@ impl World {
                 assert_eq!(self.pairs[pair].conn, Some(conn));
                 self.received(pair, u64::from(header.len), at);
             }
+            FromGuest::Message { host, complete, .. } => {
+                let pair = self.of_host(host);
+                self.received_part(pair, u64::from(header.len), complete);
+            }
             FromGuest::Shutdown { host, flags } => {
                 let pair = self.of_host(host);
                 self.guest_closed(pair, flags);
@@ -242,31 +252,41 @@ impl World {
             Some(ToGuest::Control(header)) => self.guest_hears(&header, Vec::new()),
             Some(ToGuest::Data { conn, host, bytes, packets }) => {
                 assert!(bytes > 0 && packets > 0);
-                let pair = self.of_host(host);
-                assert_eq!(self.pairs[pair].conn, Some(conn));
                 let most = (bytes as usize).min(room * (packets as usize).min(3));
-                let payload = self.host_reads_from(pair, most);
-                if payload.is_empty() {
-                    self.host_has_nothing(pair);
-                    return true;
-                }
-                let mut header = self.mux.rw_header(conn).expect("the connection is there");
-                for piece in payload.chunks(room) {
-                    header.len = u32::try_from(piece.len()).expect("a packet");
-                    self.guest_hears(&header, piece.to_vec());
-                }
-                let count = |n: usize| u32::try_from(n).expect("few");
-                self.mux.sent_to_guest(conn, count(payload.len()), count(payload.len().div_ceil(room)), self.now);
+                self.fill_payload(conn, host, most, room);
+            }
+            Some(ToGuest::Message { conn, host, bytes, .. }) => {
+                assert!(self.pairs[self.of_host(host)].spoilt, "a message on a stream");
+                self.fill_payload(conn, host, (bytes as usize).min(3 * room), room);
             }
         }
         true
+    }
+
+    /// Puts up to `most` bytes of payload into buffers with `room` each.
+    fn fill_payload(&mut self, conn: Id, host: Id, most: usize, room: usize) {
+        let pair = self.of_host(host);
+        assert_eq!(self.pairs[pair].conn, Some(conn));
+        let payload = self.host_reads_from(pair, most);
+        if payload.is_empty() {
+            return self.host_has_nothing(pair);
+        }
+        let mut header = self.mux.rw_header(conn).expect("the connection is there");
+        for piece in payload.chunks(room) {
+            header.len = u32::try_from(piece.len()).expect("a packet");
+            self.guest_hears(&header, piece.to_vec());
+        }
+        let count = |n: usize| u32::try_from(n).expect("few");
+        let (bytes, packets) = (count(payload.len()), count(payload.len().div_ceil(room)));
+        // On a stream, which has no messages, this is the same as `sent_to_guest`.
+        self.mux.message_sent(conn, bytes, packets, true, self.now);
     }
 
     /// What every packet to the guest has to be.
     fn check_header(header: &Header) {
         assert_eq!((header.src_cid, header.dst_cid), (HOST_CID, CID));
         let reset = header.op == op::RST;
-        assert!(reset || header.type_ == Type::Stream as u16, "{header:?}");
+        assert!(reset || Type::from_wire(header.type_).is_some(), "{header:?}");
         assert!(header.flags & !3 == 0 && header.len <= 65_536, "{header:?}");
     }
 

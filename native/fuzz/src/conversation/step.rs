@@ -92,7 +92,7 @@ impl Step {
             src_port: input.below(4) as u32 + 50_000,
             dst_port: input.below(4) as u32 + 1000,
             len: if odd == 3 { input.u32() } else { len },
-            type_: if odd == 4 { input.u8().into() } else { Type::Stream as u16 },
+            type_: if odd == 4 { input.below(4) as u16 } else { Type::Stream as u16 },
             op: if odd == 5 { input.u16() } else { input.below(8) as u16 },
             flags: if odd == 6 { input.u32() } else { input.below(4) as u32 },
             buf_alloc: if odd == 7 { input.u32() } else { 256 * 1024 },
