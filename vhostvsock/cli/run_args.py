@@ -27,6 +27,7 @@ connecting, once the guest is up:
                   the host) means that the guest's port 1234 is at the other end. `vhostvsock connect` does this.
   guest to host   a guest that connects to CID 2, port 1234, reaches the UNIX socket <uds-path>_1234, where an
                   application of yours listens.
+  messages        SOCK_SEQPACKET: <uds-path>.seqpacket, with the same lines, and a listener of that type.
 
 examples:
   vhostvsock run --guest-cid 42 --socket vh.sock --uds-path v.sock

@@ -137,7 +137,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// There is no memory for what the application is too slow to take.
+    /// There is no memory for what one end is too slow to take.
     pub(super) fn out_of_memory(&mut self, conn: Id, host: Id, now: u64) {
         self.stats.reset_memory.add(1);
         self.log.limited(now, Level::Error, || "a connection was reset: out of memory".into());

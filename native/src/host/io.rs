@@ -81,6 +81,9 @@ pub fn receive(socket: &OwnedFd, pieces: &[Segment], room: usize) -> Moved {
 /// Receives one message: into the pieces as much as they hold, and into `rest` what is beyond that. Its whole length, even
 /// if that is more. A message without bytes cannot be told from the end.
 pub fn receive_message(socket: &OwnedFd, pieces: &mut Vec<Segment>, rest: &mut [u8]) -> Moved {
+    if no_buffers() {
+        return Moved::NoMemory;
+    }
     // SAFETY: `rest` is borrowed for longer than the piece is in the list.
     pieces.push(unsafe { Segment::of_ours(rest) });
     let mut message = message(pieces);

@@ -73,7 +73,7 @@ impl Messages {
             self.bytes.drain(..std::mem::take(&mut self.sent));
         }
         let wanted = pieces.iter().map(Segment::len).sum();
-        if no_memory() || self.bytes.try_reserve(wanted).is_err() {
+        if no_memory() || self.bytes.try_reserve(wanted).is_err() || self.whole.try_reserve(1).is_err() {
             return Err(NoMemory);
         }
         for piece in pieces {
@@ -141,8 +141,15 @@ impl Messages {
     // ---- to the guest ----
 
     /// Keeps what the guest has no room for yet.
-    pub fn keep_rest(&mut self, rest: &[u8]) {
+    pub fn keep_rest(&mut self, rest: &[u8]) -> Result<(), NoMemory> {
+        if rest.is_empty() {
+            return Ok(());
+        }
+        if no_memory() || self.rest.try_reserve_exact(rest.len()).is_err() {
+            return Err(NoMemory);
+        }
         self.rest.extend_from_slice(rest);
+        Ok(())
     }
 
     /// How much of a message the guest has not got.

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use vhostvsock_native::events::{Event, Kind, Level};
 use vhostvsock_native::faults::Fault;
 use vsock_driver::guest::Guest;
-use vsock_driver::header::{Header, SHUTDOWN_RCV, SHUTDOWN_SEND, op};
+use vsock_driver::header::{Header, SEQ_EOM, SEQPACKET, SHUTDOWN_RCV, SHUTDOWN_SEND, op};
+use vsock_driver::host::messages::{self, Messenger};
 
 /// Has it happen, and waits until the thread knows.
 fn inject(rig: &Rig, fault: Fault) {
@@ -96,4 +97,70 @@ fn connection_whose_backlog_finds_no_memory_is_reset_and_no_other() {
     let mut alive = [0; 5];
     other.read_exact(&mut alive).unwrap();
     assert_eq!(&alive, b"alive");
+}
+
+/// A connection for messages of the guest to port 1000.
+fn connected_for_messages(rig: &Rig) -> (Guest, Messenger) {
+    let mut guest = rig.boot();
+    let listener = messages::listen(&rig.listener_path(1000)).unwrap();
+    guest.send(&of_messages(&guest, op::REQUEST), &[]);
+    guest.expect(op::RESPONSE);
+    (guest, messages::accept(&listener))
+}
+
+/// A header of it.
+fn of_messages(guest: &Guest, op: u16) -> Header {
+    Header { type_: SEQPACKET, ..guest.header(op, 5000, 1000) }
+}
+
+/// A part of a message on it.
+fn say_part(guest: &mut Guest, payload: &[u8], flags: u32) {
+    let len = u32::try_from(payload.len()).unwrap();
+    guest.send(&Header { len, flags, ..of_messages(guest, op::RW) }, payload);
+}
+
+#[test]
+fn messages_for_which_the_kernel_has_no_memory_are_tried_again_whole() {
+    let rig = Rig::new();
+    let (mut guest, socket) = connected_for_messages(&rig);
+    for (failures, pieces) in [(1, 1), (7, 1), (3, 4)] {
+        inject(&rig, Fault::NoBuffers(failures));
+        let before = rig.stats().no_buffers;
+        let message = bytes(40_000, failures.into());
+        for (number, piece) in (1..).zip(message.chunks(message.len() / pieces)) {
+            say_part(&mut guest, piece, if number == pieces { SEQ_EOM } else { 0 });
+        }
+        assert_same(&socket.recv().unwrap(), &message);
+        assert_eq!(rig.stats().no_buffers - before, u64::from(failures));
+    }
+    inject(&rig, Fault::NoBuffers(5));
+    socket.send(b"patience").unwrap();
+    assert_eq!(guest.expect(op::RW).payload, b"patience");
+}
+
+#[test]
+fn message_for_which_there_is_no_memory_ends_its_connection_and_no_part_of_it_arrives() {
+    for from_guest in [true, false] {
+        let rig = Rig::new();
+        let (mut guest, socket) = connected_for_messages(&rig);
+        let (mut other, port) = open_from_host(&rig, &mut guest, 80);
+        if from_guest {
+            say_part(&mut guest, b"before", SEQ_EOM);
+            assert_eq!(socket.recv().unwrap(), b"before");
+            inject(&rig, Fault::NoMemory(1));
+            say_part(&mut guest, b"half of a message", 0);
+            guest.flush();
+        } else {
+            inject(&rig, Fault::NoMemory(1));
+            // More than the first guess at the number of buffers.
+            socket.send(&bytes(20_000, 1)).unwrap();
+        }
+        guest.expect(op::RST);
+        assert!(socket.recv().map_or(true, |end| end.is_empty()));
+        assert_eq!((rig.stats().reset_memory, rig.stats().connections), (1, 1));
+        guest.say_data(80, port, b"alive");
+        let mut alive = [0; 5];
+        other.read_exact(&mut alive).unwrap();
+        assert_eq!(&alive, b"alive");
+    }
 }

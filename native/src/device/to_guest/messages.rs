@@ -48,7 +48,12 @@ impl ToGuestBatch {
         }
         let room = self.make_room(queue, memory, hosts, bytes.min(TURN), burst)?;
         if self.overflow.is_empty() {
-            self.overflow = vec![0; LONGEST];
+            if self.overflow.try_reserve_exact(LONGEST).is_err() {
+                self.put_back(queue, 0);
+                hosts.out_of_memory(conn, host, now);
+                return Ok(());
+            }
+            self.overflow.resize(LONGEST, 0);
         }
         let Some(stream) = hosts.stream_mut(host) else { return Ok(()) };
         match receive_message(&stream.fd, &mut self.payload, &mut self.overflow) {
@@ -58,8 +63,11 @@ impl ToGuestBatch {
             }
             Moved::Bytes(len) | Moved::Last(len) if len <= longest.min(LONGEST) => {
                 let beyond = len.saturating_sub(room);
-                if let Some(messages) = &mut stream.messages {
-                    messages.keep_rest(&self.overflow[..beyond]);
+                let rest = &self.overflow[..beyond];
+                if stream.messages.as_mut().is_none_or(|messages| messages.keep_rest(rest).is_err()) {
+                    self.put_back(queue, 0);
+                    hosts.out_of_memory(conn, host, now);
+                    return Ok(());
                 }
                 self.send_part(queue, hosts, (conn, host), len - beyond, beyond == 0, now);
             }
