@@ -347,21 +347,23 @@ fn memory_for_hosts_that_do_not_read_is_bounded_by_connections_times_window() {
         }
     }
     assert_eq!((streams.len(), rig.stats().refused_limit), (MOST, (TRIES - MOST) as u64));
-    // Until no one has credit any more.
+    let bound = MOST as u64 * u64::from(WINDOW);
     let block = vec![1; 65_536];
+    let deadline = Deadline::patient();
+    // Until no one has credit any more; a device that is late on a busy machine is not at its bound yet.
     let mut quiet = 0;
-    while quiet < 5 {
+    while (quiet < 5 || rig.stats().backlog_bytes < bound) && !deadline.is_over() {
         kernel.pump();
         let sent: usize = ids.iter().map(|&id| kernel.send(id, &block)).sum();
         let news = kernel.guest.wait(Deadline::after(Duration::from_millis(1)));
         quiet = if sent == 0 && !news { quiet + 1 } else { 0 };
     }
-    let bound = MOST as u64 * u64::from(WINDOW);
     let waiting = rig.stats().backlog_bytes;
     assert_eq!(waiting, bound, "all that may wait does, and no more");
     // Beside it a backlog's spare room, and what the test itself needs.
     let used = own_memory() - before;
-    assert!((bound..bound + bound / 3 + (4 << 20)).contains(&used), "{used} bytes for a bound of {bound}");
+    // What other tests gave back may be used again.
+    assert!((bound - bound / 8..bound + bound / 3 + (4 << 20)).contains(&used), "{used} bytes for a bound of {bound}");
     drop(streams);
     kernel.pump_until(|_| rig.stats().connections == 0);
 }

@@ -16,6 +16,7 @@ use crate::slab::Id;
 use crate::timers::{MILLISECOND, SECOND};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_send_buffer_size, socket_send_buffer_size};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, recv, send,
     socket_with,
@@ -247,7 +248,7 @@ impl Hosts {
             Ok(()) => self.open(conn, socket, kind, now),
             // Its backlog is full. An AF_UNIX socket does not tell when that changes.
             Err(Errno::AGAIN) => {
-                let stream = HostStream::new(socket, kind, Phase::Connecting(conn), now);
+                let stream = self.stream_of(socket, kind, Phase::Connecting(conn), now);
                 let host = self.streams.insert(stream);
                 self.mux.set_host(conn, host);
                 self.set_deadline(host, now + MILLISECOND);
@@ -356,6 +357,17 @@ impl Hosts {
 
     // ---- the table ----
 
+    /// A socket with room for a window of the guest: what does not fit takes the long way, by a copy in the backlog and one
+    /// more wake-up. Between UNIX sockets it is the sender's buffer that counts.
+    fn stream_of(&self, socket: OwnedFd, kind: Type, phase: Phase, now: u64) -> HostStream {
+        // The kernel doubles what is asked for, since it counts its own memory, too, and says what it made of it. Beyond
+        // net.core.wmem_max it gives that much, without a complaint.
+        if socket_send_buffer_size(&socket).is_ok_and(|size| size < self.send_buffer.saturating_mul(2)) {
+            let _ = set_socket_send_buffer_size(&socket, self.send_buffer);
+        }
+        HostStream::new(socket, kind, phase, now)
+    }
+
     /// Adds a connected socket to the table and has it watched. `None`, with the socket closed, if that cannot be.
     fn insert(&mut self, socket: OwnedFd, kind: Type, phase: Phase, now: u64) -> Option<Id> {
         let host = self.streams.next_id();
@@ -363,7 +375,8 @@ impl Hosts {
             self.turned_away(now, &format!("its socket cannot be watched: {error}"));
             return None;
         }
-        self.streams.insert(HostStream::new(socket, kind, phase, now));
+        let stream = self.stream_of(socket, kind, phase, now);
+        self.streams.insert(stream);
         Some(host)
     }
 

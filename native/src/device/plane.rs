@@ -131,6 +131,7 @@ impl Plane {
             asks: false,
             asked: Vec::new(),
             max_streams: settings.max_connections,
+            send_buffer: settings.buf_alloc as usize,
             running: false,
             spare,
         };

@@ -296,3 +296,20 @@ fn fwd_cnt_tells_what_the_hosts_socket_took_and_no_more() {
     stream.read_exact(&mut all).unwrap();
     wait_until("the rest is in the socket", || ask(&mut guest) == sent);
 }
+
+#[test]
+fn window_for_an_application_that_does_not_read_fits_into_its_socket() {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let listener = rig.listen(1000);
+    let mut stream = open_from_guest(&mut guest, &listener, 5000, 1000);
+    let window = bytes(256 * 1024, 9);
+    for packet in window.chunks(64 * 1024) {
+        guest.say_data(5000, 1000, packet);
+    }
+    rig.wait_stats("all arrived", |s| s.from_guest_bytes == window.len() as u64);
+    assert_eq!(rig.stats().backlog_bytes, 0);
+    let mut received = vec![0; window.len()];
+    stream.read_exact(&mut received).unwrap();
+    assert_same(&received, &window);
+}

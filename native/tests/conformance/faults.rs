@@ -81,7 +81,7 @@ fn connection_whose_backlog_finds_no_memory_is_reset_and_no_other() {
     let (mut other, port) = open_from_host(&rig, &mut guest, 80);
     inject(&rig, Fault::NoMemory(1));
     // More than a socket takes.
-    let sent = bytes(250_000, 1);
+    let sent = bytes(1_000_000, 1);
     sent.chunks(50_000).for_each(|chunk| guest.say_data(5000, 1000, chunk));
     let mut reset = guest.recv().header;
     while reset.op == op::CREDIT_UPDATE {
