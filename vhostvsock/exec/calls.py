@@ -269,9 +269,8 @@ class Calls:
         try:
             async with asyncio.timeout(timeout):
                 while not port.closed:
-                    waiting = port.take()
-                    if waiting is not None:
-                        self._accepted(call, sock, port, waiting, flags)
+                    if port.has_waiting():
+                        self._accepted(call, sock, port, flags)
                         return
                     if timeout == 0.0:
                         break
@@ -283,22 +282,27 @@ class Calls:
             pass
         raise _error(errno.EINVAL if port.closed else errno.EAGAIN)
 
-    def _accepted(self, call: Call, sock: VsockSocket, port: BoundPort, waiting: listening.Waiting, flags: int) -> None:
+    def _accepted(self, call: Call, sock: VsockSocket, port: BoundPort, flags: int) -> None:
+        """Give the program the next of the connections that wait."""
+        try:
+            with self._taken(call, sock) as taken:
+                waiting = port.take(taken)
+        except OSError:
+            port.pass_on()
+            raise
         connection, peer = waiting
-        local = Address(CID_LOCAL if peer.cid == CID_LOCAL else CID_HOST, sock.local.port)
         try:
             self._write_address(call, 1, peer)
-            with self._taken(call, sock) as taken:
-                connection.setblocking(not flags & socket.SOCK_NONBLOCK)
-                given = call.give(connection, close_on_exec=bool(flags & socket.SOCK_CLOEXEC))
-                if given:
-                    port.taken(taken)
+            connection.setblocking(not flags & socket.SOCK_NONBLOCK)
+            given = call.give(connection, close_on_exec=bool(flags & socket.SOCK_CLOEXEC))
         except OSError:
             port.give_back(waiting)
             raise
         if not given:
             port.give_back(waiting)
             return
+        port.taken()
+        local = Address(CID_LOCAL if peer.cid == CID_LOCAL else CID_HOST, sock.local.port)
         with connection:
             self.sockets.add(connection, VsockSocket(sock.kind, None, State.CONNECTED, local, peer))
 

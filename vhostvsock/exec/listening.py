@@ -106,27 +106,34 @@ class BoundPort:
                 self._wake()
             raise
 
-    def take(self) -> Waiting | None:
-        """The next connection, if there is one; `taken` or `give_back` says what became of it."""
-        return self._waiting.popleft() if self._waiting else None
+    def has_waiting(self) -> bool:
+        return bool(self._waiting)
 
-    def taken(self, program_end: socket.socket) -> None:
-        """The program has it."""
+    def take(self, program_end: socket.socket) -> Waiting:
+        """The next connection, of those that there are; `taken` or `give_back` says what became of it.
+
+        The program's socket shows one less before the program has the connection: it may look again at once.
+        """
+        waiting = self._waiting.popleft()
         with contextlib.suppress(OSError):
             program_end.recv(1, socket.MSG_DONTWAIT)
-        if self._waiting:
-            if not _has_bytes(program_end):
-                self._mark()
-            self._wake()
-        self._say(TAKEN)
+        if self._waiting and not _has_bytes(program_end):
+            self._mark()
+        return waiting
 
-    def pass_on(self) -> None:
-        """Whoever was woken does not accept any more."""
+    def taken(self) -> None:
+        """The program has it."""
+        self._say(TAKEN)
         self._wake()
 
     def give_back(self, waiting: Waiting) -> None:
         """The program could not take it: it is for the next accept(2)."""
         self._waiting.appendleft(waiting)
+        self._mark()
+        self._wake()
+
+    def pass_on(self) -> None:
+        """Whoever was woken does not accept any more."""
         self._wake()
 
     async def close(self) -> None:
