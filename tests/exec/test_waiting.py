@@ -133,6 +133,7 @@ def later():
     time.sleep(0.5); kept.append(connected(1, 5000)); kept[0].send(b"y")
 kept = []; thread = threading.Thread(target=later); thread.start()
 print(server.accept()[0].recv(1)); thread.join()
+signal.setitimer(signal.ITIMER_REAL, 0)
 """
     assert supervised.python(code) == ["b'x'", "b'y'"]
 
@@ -144,7 +145,8 @@ def test_a_listening_socket_is_not_readable_any_more_once_the_last_connection_wa
 server = listening(5000); poll = select.poll(); poll.register(server, select.POLLIN)
 stale = 0
 for _ in range(200):
-    client = connected(1, 5000); poll.poll(10000); server.accept()[0].close(); stale += len(poll.poll(0)); client.close()
+    client = connected(1, 5000); poll.poll(10000)
+    server.accept()[0].close(); stale += len(poll.poll(0)); client.close()
 print(stale)
 """
     assert supervised.python(code) == ["0"]
