@@ -46,6 +46,10 @@ class Attempt:
         sock.state, sock.attempt, sock.peer = State.CONNECTED, None, self._address
         sock.local = Address(sock.local.cid, port)
         self._sockets.let_go(sock)
+        if sock.port is not None:
+            # The connection has a port of the bridge's choice, and of its end nobody would tell us.
+            bound, sock.port = sock.port, None
+            await bound.close()
         return 0
 
     def tell_later(self) -> None:
