@@ -1,6 +1,6 @@
 """What all tests share: the tier of each test from its directory, and prerequisites that CI insists on.
 
-Tiers, cheapest first: unit, boundary, wire, netns, style, perf, fuzz, systemd, vm. The directory decides,
+Tiers, cheapest first: unit, boundary, wire, netns, exec, style, perf, fuzz, systemd, vm. The directory decides,
 nobody writes the marker.
 Rule: outside CI a missing prerequisite skips the test and is named; in CI (CI=true) it is a failure.
 """
@@ -22,9 +22,20 @@ settings.register_profile("vhostvsock", deadline=None, suppress_health_check=[He
 settings.load_profile("vhostvsock")
 
 ROOT = Path(__file__).resolve().parent.parent
-TIERS = ("unit", "boundary", "wire", "netns", "style", "perf", "fuzz", "systemd", "vm")
+TIERS = ("unit", "boundary", "wire", "netns", "exec", "style", "perf", "fuzz", "systemd", "vm")
 # Order in a full run: what fails fast comes first.
-_ORDER = {"unit": 0, "boundary": 1, "style": 2, "perf": 3, "wire": 4, "netns": 5, "fuzz": 6, "systemd": 7, "vm": 8}
+_ORDER = {
+    "unit": 0,
+    "boundary": 1,
+    "style": 2,
+    "perf": 3,
+    "wire": 4,
+    "netns": 5,
+    "exec": 6,
+    "fuzz": 7,
+    "systemd": 8,
+    "vm": 9,
+}
 
 
 def in_ci() -> bool:
@@ -45,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = tier_of(item.path)
         if tier is not None:
             item.add_marker(getattr(pytest.mark, tier))
-    items.sort(key=lambda item: _ORDER.get(tier_of(item.path) or "", 8))
+    items.sort(key=lambda item: _ORDER.get(tier_of(item.path) or "", 9))
 
 
 def lacking(what: str) -> NoReturn:

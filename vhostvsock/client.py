@@ -14,7 +14,7 @@ import contextlib
 import errno
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -47,7 +47,29 @@ def connect(
     sockets.
     """
     request = Connect(_number(cid, "CID"), _number(port, "port"))
-    deadline = Deadline(timeout)
+    sock, _, others = ask_for_connection(request, type, Deadline(timeout), runtime_dir)
+    if others:
+        # The connection is another one: to the hypervisor above.
+        sock.close()
+        sock = others.pop()
+        for each in others:
+            each.close()
+    sock.settimeout(None)
+    limit_messages(sock)
+    return sock
+
+
+def ask_for_connection(
+    request: Connect,
+    kind: socket.SocketKind,
+    deadline: Deadline,
+    runtime_dir: str | None,
+    sockets: Sequence[socket.socket] = (),
+) -> tuple[socket.socket, int, list[socket.socket]]:
+    """The socket on which some daemon said OK to `request`, the port that it named, and sockets that came with that.
+
+    `sockets` go with the request: one that is to become the connection. Raises OSError as `connect` does.
+    """
     groups = finding.groups(runtime_dir)
     refusal: OSError | None = None
     failed: list[OSError] = []
@@ -56,12 +78,12 @@ def connect(
     while left:
         group = left.pop(0)
         try:
-            sock = finding.open_one([group], deadline, type)
+            sock = finding.open_one([group], deadline, kind)
         except OSError as error:
             failed.append(error)
             continue
         try:
-            _, others = finding.ask(sock, request, deadline)
+            number, others = finding.ask(sock, request, deadline, sockets)
         except BaseException as error:
             asked = sock.getpeername().removesuffix(SEQPACKET_SUFFIX)
             sock.close()
@@ -72,15 +94,7 @@ def connect(
             if error.errno == errno.ENETUNREACH and others_there:
                 left.insert(0, Group(group.where, others_there))
             continue
-        if others:
-            # The connection is another one: to the hypervisor above.
-            sock.close()
-            sock = others.pop()
-            for each in others:
-                each.close()
-        sock.settimeout(None)
-        limit_messages(sock)
-        return sock
+        return sock, number, others
     if refusal is not None:
         raise refusal
     raise next((error for error in failed if error.errno != errno.ENODEV), finding.nobody(groups))

@@ -56,7 +56,7 @@ class _Lib(Protocol):
     def vhv_next_event(self, engine: int, event: Any, err: Any) -> int: ...
     def vhv_device_new(self, engine: int, config: Any, device: Any, err: Any) -> int: ...
     def vhv_device_attach(self, device: int, fd: int, admission: Any, err: Any) -> int: ...
-    def vhv_device_connect(self, device: int, fd: int, port: int, err: Any) -> int: ...
+    def vhv_device_connect(self, device: int, fd: int, answer: int, port: int, timeout_ms: int, err: Any) -> int: ...
     def vhv_device_answer(self, device: int, token: int, fd: int, err: Any) -> int: ...
     def vhv_device_netns(self, device: int, netns: int, local: int, err: Any) -> int: ...
     def vhv_device_ping(self, device: int, err: Any) -> int: ...
@@ -321,11 +321,17 @@ class Device(_Handle):
         what = f"vm {self.name}: cannot attach the front-end"
         _call(what, _lib.vhv_device_attach, handle, front_end.detach(), record)
 
-    def connect(self, client: socket.socket, port: int) -> None:
-        """Connect a client of the bridge to a port of the guest; the device owns the socket and answers on it."""
+    def connect(
+        self, client: socket.socket, port: int, *, answer: socket.socket | None = None, timeout_ms: int = 0
+    ) -> None:
+        """Connect a client of the bridge to a port of the guest; the device owns the sockets.
+
+        It answers on `answer`, or else on the connection itself. The guest has `timeout_ms` to answer; 0: two seconds.
+        """
         handle = self.handle
         what = f"vm {self.name}: cannot connect a client"
-        _call(what, _lib.vhv_device_connect, handle, client.detach(), port)
+        told = -1 if answer is None else answer.detach()
+        _call(what, _lib.vhv_device_connect, handle, client.detach(), told, port, timeout_ms)
 
     def answer(self, token: int, sock: socket.socket | None) -> None:
         """Answer an ASK or ASK_SEQPACKET: with a socket that leads to the application that listens, or with None."""

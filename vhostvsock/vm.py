@@ -19,6 +19,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from vhostvsock.bridge.caller import Caller
 from vhostvsock.config import VmConfig
 from vhostvsock.errors import NativeError, VhostvsockError
 from vhostvsock.ids import Cid
@@ -229,10 +230,12 @@ class ServedVm:
             raise Refused(errno.EHOSTUNREACH, f"VM {self.config.name!r} is being made anew")
         return self._device
 
-    def connect(self, client: socket.socket, port: int) -> None:
+    def connect(self, caller: Caller, port: int, timeout_ms: int = 0) -> None:
         """Connect a client of the bridge, which may see this VM, to a port of the guest. Refused without a device."""
-        # The caller keeps its own descriptor, and closes it.
-        self._living().connect(client.dup(), port)
+        device = self._living()
+        # Whoever calls keeps its own descriptors, and closes them.
+        answer = None if caller.answer is None else caller.answer.dup()
+        device.connect(caller.connection.dup(), port, answer=answer, timeout_ms=timeout_ms)
 
     def answer(self, token: int, sock: socket.socket | None) -> None:
         """Answer what the guest asked for; the device owns the socket then. Refused without a device."""

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from vhostvsock.bridge import listeners
+from vhostvsock.bridge.caller import Caller
 from vhostvsock.bridge.lines import read_line, recv_with, send_with
 from vhostvsock.bridge.listeners import MAX_BACKLOG, BridgeListener
 from vhostvsock.registry.errors import Refused
@@ -23,7 +24,10 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-@pytest.mark.parametrize("said", [b"TAKE", b"TAKEN\nTAK", b"", b"NONSENSE\n", b"x" * 1000])
+@pytest.mark.parametrize(
+    "said",
+    [b"TAKE", b"TAKEN\nTAK", b"", b"NONSENSE\n", b"BACKLOG\n", b"BACKLOG x\n", b"BACKLOG 99999999999\n", b"x" * 1000],
+)
 def test_a_listener_that_leaves_in_the_middle_of_a_line_is_gone(said: bytes) -> None:
     ours, theirs = pair()
     with ours:
@@ -60,7 +64,7 @@ def test_a_client_that_left_is_not_waited_for(said: bytes, line: bytes) -> None:
     with ours:
         with theirs:
             theirs.sendall(said)
-        assert asyncio.run(asyncio.wait_for(read_line(ours, 64), 1)) == line
+        assert asyncio.run(asyncio.wait_for(read_line(ours, 64), 1)) == (line, [])
 
 
 def test_descriptors_that_are_no_sockets_are_closed() -> None:
@@ -81,15 +85,37 @@ def test_loopback_is_told_ok_where_there_is_room_and_reset_where_not() -> None:
             accepted.setblocking(False)
             with client, accepted:
                 if room:
-                    served.offer(accepted, 1, 4321)
+                    served.offer(Caller(accepted), 1, 4321)
                     assert client.recv(100) == b"OK 4321\n"
                     assert accepted.getblocking()
                 else:
                     with pytest.raises(Refused) as refused:
-                        served.offer(accepted, 1, 4321)
+                        served.offer(Caller(accepted), 1, 4321)
                     assert refused.value.errno == errno.ECONNRESET
                     with pytest.raises(BlockingIOError):
                         client.recv(100, socket.MSG_DONTWAIT)
+
+
+def test_a_port_that_is_only_bound_refuses_until_a_backlog_is_said_and_obeys_another_one() -> None:
+    ours, theirs = pair()
+
+    async def follow() -> None:
+        served = BridgeListener(ours, None)
+        task = asyncio.create_task(served.until_gone())
+        with pytest.raises(Refused, match="ECONNRESET"):
+            served.offer(Caller(connection), 42, 1024)
+        for backlog in (0, 1):
+            theirs.sendall(b"BACKLOG %d\n" % backlog)
+            await asyncio.sleep(0.05)
+            served.offer(Caller(connection), 42, 1024)
+            with pytest.raises(Refused, match="ECONNRESET"):
+                served.offer(Caller(connection), 42, 1024)
+        assert not task.done()
+        task.cancel()
+
+    one, connection = socket.socketpair()
+    with ours, theirs, one, connection:
+        asyncio.run(follow())
 
 
 def test_a_listener_that_is_gone_resets_and_nobody_is_told_ok() -> None:
@@ -98,7 +124,7 @@ def test_a_listener_that_is_gone_resets_and_nobody_is_told_ok() -> None:
     with ours, client, accepted:
         theirs.close()
         with pytest.raises(Refused, match="ECONNRESET"):
-            BridgeListener(ours, 5).offer(accepted, 1, 4321)
+            BridgeListener(ours, 5).offer(Caller(accepted), 1, 4321)
         with pytest.raises(BlockingIOError):
             client.recv(100, socket.MSG_DONTWAIT)
 
@@ -114,6 +140,6 @@ def test_the_largest_backlog_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
     with ours, theirs, client, accepted:
         served = BridgeListener(ours, 1 << 32)
         for _ in range(MAX_BACKLOG + 1):
-            served.offer(accepted, 4294967294, 4294967294)
+            served.offer(Caller(accepted), 4294967294, 4294967294)
         with pytest.raises(Refused, match="too many connections wait"):
-            served.offer(accepted, 42, 1024)
+            served.offer(Caller(accepted), 42, 1024)

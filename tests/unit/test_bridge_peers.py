@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 from vhostvsock.bridge import peers, server
+from vhostvsock.bridge.caller import Caller
 from vhostvsock.config import Access
 from vhostvsock.errors import NativeError
 from vhostvsock.registry.rules import Mode, NetnsId
@@ -21,14 +22,14 @@ from vhostvsock.registry.store import Registry
 from vhostvsock.sockets import ListeningSocket
 from vhostvsock.vm import ServedVm
 
-GONE = [(["CONNECT", "x", "5"], errno.ENODEV), (["ACCEPT", "x", "1", "5"], errno.ECONNRESET)]
+GONE = [(["CONNECT", "x", "5", "0"], errno.ENODEV), (["ACCEPT", "x", "1", "5"], errno.ECONNRESET)]
 
 
 def hand_over(path: Path, words: list[str]) -> int | None:
     """The errno of handing something over."""
     one, two = socket.socketpair()
     with one, two, pytest.raises(OSError, match="gone") as failed:
-        asyncio.run(peers.hand_over(str(path), words, one))
+        asyncio.run(peers.hand_over(str(path), words, Caller(one)))
     return failed.value.errno
 
 
@@ -60,7 +61,7 @@ def test_a_daemon_that_ends_without_an_answer_is_one_that_is_gone(
             task = asyncio.create_task(dying())
             one, two = socket.socketpair()
             with one, two, pytest.raises(OSError, match="gone") as failed:
-                await peers.hand_over(str(short_dir / "p"), words, one)
+                await peers.hand_over(str(short_dir / "p"), words, Caller(one))
             await task
             return failed.value.errno
 
@@ -76,7 +77,7 @@ def test_a_device_that_refuses_is_an_answer_too(short_dir: Path) -> None:
             task = asyncio.create_task(peers.serve(listening, fail))
             one, two = socket.socketpair()
             with one, two, pytest.raises(OSError, match="no room") as failed:
-                await peers.hand_over(str(short_dir / "p"), ["CONNECT", "x", "5"], one)
+                await peers.hand_over(str(short_dir / "p"), ["CONNECT", "x", "5", "0"], Caller(one))
             task.cancel()
             return failed.value.errno
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from vhostvsock.bridge.caller import Caller
 from vhostvsock.config import VmConfig
 from vhostvsock.ids import Cid
 from vhostvsock.native import Device, Engine, Event, EventKind
@@ -115,7 +116,7 @@ def test_without_a_device_clients_and_answers_are_refused() -> None:
         one, two = socket.socketpair()
         with one, two:
             with pytest.raises(Refused, match="EHOSTUNREACH"):
-                vm.connect(one, 5)
+                vm.connect(Caller(one), 5)
             with pytest.raises(Refused, match="EHOSTUNREACH"):
                 vm.answer(1, two)
             assert two.fileno() >= 0

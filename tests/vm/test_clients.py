@@ -127,7 +127,7 @@ def test_socat_on_both_sides_from_the_host(vm: Machine) -> None:
     assert server.wait() == 0
 
 
-def _nbd(program: str) -> str:
+def nbd(program: str) -> str:
     """A libnbd program in the guest, for which a quirk of Linux is no failure: where the server has closed before the
     client calls shutdown(SHUT_WR), a vsock socket forgets the orderly end, and recv gives ENOTCONN instead of 0. The
     data were checked by then, or are checked by the test."""
@@ -143,10 +143,10 @@ def test_nbd_over_vsock_from_the_guest(vm: Machine) -> None:
     with Process(command, vm.cwd):
         wait_for(lambda: (vm.cwd / "v.sock_10809").exists(), "nbdkit listens")
         uri = "nbd+vsock://2:10809"
-        assert vm.guest.run(_nbd(f"nbdinfo --size {uri}")) == str(size)
-        total = vm.guest.run(f"set -o pipefail; {_nbd(f'nbdcopy {uri} -')} | sha256sum", 120).split()[0]
+        assert vm.guest.run(nbd(f"nbdinfo --size {uri}")) == str(size)
+        total = vm.guest.run(f"set -o pipefail; {nbd(f'nbdcopy {uri} -')} | sha256sum", 120).split()[0]
         assert total == hashlib.sha256(disk.read_bytes()).hexdigest()
         vm.guest.run("dd if=/dev/urandom of=/tmp/disk bs=1M count=32 2>/dev/null")
-        vm.guest.run(_nbd(f"nbdcopy --flush /tmp/disk {uri}"), 120)
+        vm.guest.run(nbd(f"nbdcopy --flush /tmp/disk {uri}"), 120)
         wrote = vm.guest.run("sha256sum /tmp/disk; rm /tmp/disk").split()[0]
         assert wrote == hashlib.sha256(disk.read_bytes()[: 32 << 20]).hexdigest()

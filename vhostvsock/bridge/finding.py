@@ -16,7 +16,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vhostvsock.bridge import protocol
@@ -141,12 +141,20 @@ def nobody(found: list[Group]) -> OSError:
     return OSError(errno.ENODEV, f"no vhostvsock daemon runs (none has a bridge socket in {where(found)})")
 
 
-def ask(sock: socket.socket, request: Request, deadline: Deadline) -> tuple[int, list[socket.socket]]:
-    """Send a request; the number of the answer, and the sockets that came with it. Takes nothing behind the line."""
+def ask(
+    sock: socket.socket, request: Request, deadline: Deadline, with_sockets: Sequence[socket.socket] = ()
+) -> tuple[int, list[socket.socket]]:
+    """Send a request, perhaps with sockets; the number of the answer, and the sockets that came with that.
+
+    Takes nothing behind the line.
+    """
     sockets: list[socket.socket] = []
     try:
         deadline.apply(sock)
-        sock.sendall(protocol.request_line(request), socket.MSG_NOSIGNAL)
+        # Nothing was sent before but a line that was answered: there is room for another.
+        socket.send_fds(
+            sock, [protocol.request_line(request)], [each.fileno() for each in with_sockets], socket.MSG_NOSIGNAL
+        )
         line = read_answer(sock, sockets, lambda: deadline.apply(sock))
         return protocol.parse_answer(line), sockets
     except BaseException as error:

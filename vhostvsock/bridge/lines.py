@@ -45,14 +45,20 @@ def hung_up(sock: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-async def read_line(sock: socket.socket, limit: int) -> bytes:
-    """The next line, without its end; b"" at the end of the stream. Raises OSError(EPROTO) for one that is too long.
+async def read_line(sock: socket.socket, limit: int) -> tuple[bytes, list[socket.socket]]:
+    """The next line, without its end, and the sockets that came with it; b"" at the end of the stream.
 
-    On a message socket it is a message.
+    Raises OSError(EPROTO) for one that is too long. On a message socket it is a message.
     """
     if sock.type == socket.SOCK_SEQPACKET:
         await readable(sock)
-        return whole_line(sock.recv(limit + 1), limit)
+        data, sockets = recv_with(sock, limit + 1, socket.MSG_DONTWAIT)
+        try:
+            return whole_line(data, limit), sockets
+        except OSError:
+            for each in sockets:
+                each.close()
+            raise
     seen = 0
     while True:
         await readable(sock)
@@ -60,10 +66,9 @@ async def read_line(sock: socket.socket, limit: int) -> bytes:
         data = sock.recv(limit, socket.MSG_PEEK)
         line, end, _ = data.partition(b"\n")
         if end:
-            sock.recv(len(line) + 1)
-            return line
+            return line, _take(sock, len(line) + 1)
         if not data or ended:
-            return b""
+            return b"", []
         if len(data) >= limit:
             raise OSError(errno.EPROTO, "the line is too long")
         if len(data) == seen:
@@ -84,6 +89,16 @@ def limit_messages(sock: socket.socket) -> None:
     if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_SEQPACKET:
         # The kernel doubles what it is told, and keeps 32 bytes to itself (unix_dgram_sendmsg, net/unix/af_unix.c).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, (LONGEST_MESSAGE + 32) // 2)
+
+
+def _take(sock: socket.socket, size: int) -> list[socket.socket]:
+    """Take bytes that are there. No call reads on behind descriptors, so it may take several."""
+    sockets: list[socket.socket] = []
+    while size > 0:
+        data, came = recv_with(sock, size, socket.MSG_DONTWAIT)
+        sockets += came
+        size -= len(data) or size
+    return sockets
 
 
 def send_with(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:

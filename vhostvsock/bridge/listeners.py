@@ -16,8 +16,9 @@ import contextlib
 import errno
 import socket
 
+from vhostvsock.bridge.caller import Caller
 from vhostvsock.bridge.lines import hung_up, limit_messages, readable, send_with
-from vhostvsock.bridge.protocol import LINE_LIMIT, TAKEN, accept_line, ok_line
+from vhostvsock.bridge.protocol import LINE_LIMIT, accept_line
 from vhostvsock.ids import CID_LOCAL
 from vhostvsock.registry.errors import Refused
 
@@ -30,24 +31,26 @@ _SEND_BUFFER = 1 << 20
 class BridgeListener:
     """The application's control connection."""
 
-    def __init__(self, sock: socket.socket, backlog: int) -> None:
+    def __init__(self, sock: socket.socket, backlog: int | None) -> None:
+        """`backlog` is None for a port that is only bound: whoever connects is refused until BACKLOG is said."""
         self._sock = sock
-        self._backlog = min(backlog, MAX_BACKLOG)
+        self._backlog = -1 if backlog is None else min(backlog, MAX_BACKLOG)
         self.waiting = 0
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # as far as it is allowed
 
-    def offer(self, connection: socket.socket, cid: int, port: int) -> None:
+    def offer(self, caller: Caller, cid: int, port: int) -> None:
         """Hand a connection over. Refused(ECONNRESET) where the backlog is full or the application is gone.
 
         A connection from CID 1 is a client's own, which is told OK. Closes nothing.
         """
+        connection = caller.connection
         if connection.type != self._sock.type:
             raise Refused(errno.ECONNRESET, "who listens there has a socket of another type")
         if self.waiting > self._backlog or hung_up(self._sock):
             raise Refused(errno.ECONNRESET, "nobody listens any more, or too many connections wait to be accepted")
         greeted = cid == CID_LOCAL
         if greeted:
-            connection.send(ok_line(port), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            caller.accept(port)
         connection.setblocking(True)  # that of a guest is, too
         limit_messages(connection)
         try:
@@ -71,6 +74,15 @@ class BridgeListener:
                 if not data:
                     return
                 *lines, buffer = (buffer + data).split(b"\n")
-                if any(line != TAKEN.rstrip() for line in lines):
+                if not all(self._heard(line) for line in lines):
                     return
-                self.waiting = max(0, self.waiting - len(lines))
+
+    def _heard(self, line: bytes) -> bool:
+        match line.split():
+            case [b"TAKEN"]:
+                self.waiting = max(0, self.waiting - 1)
+            case [b"BACKLOG", number] if number.isdigit() and len(number) <= 10:
+                self._backlog = min(int(number), MAX_BACKLOG)
+            case _:
+                return False
+        return True

@@ -17,6 +17,7 @@ import socket
 from collections.abc import Callable
 
 from vhostvsock.bridge.accepting import accept_each
+from vhostvsock.bridge.caller import Caller
 from vhostvsock.bridge.lines import readable, recv_with, send_with
 from vhostvsock.bridge.protocol import ANSWER_LIMIT, error_line, parse_answer
 from vhostvsock.errors import VhostvsockError
@@ -33,12 +34,12 @@ _GONE = {
 
 _log = logging.getLogger("vhostvsock.bridge")
 
-# Words of a message and the descriptor that came with it; raises OSError where it cannot be taken.
-Handler = Callable[[list[str], socket.socket], None]
+# Words of a message and whose connection came with it; raises OSError where it cannot be taken.
+Handler = Callable[[list[str], Caller], None]
 
 
-async def hand_over(path: str, words: list[str], connection: socket.socket) -> None:
-    """Give `connection` to the daemon at `path`. Raises OSError where that one does not take it; closes nothing.
+async def hand_over(path: str, words: list[str], caller: Caller) -> None:
+    """Give a connection to the daemon at `path`. Raises OSError where that one does not take it; closes nothing.
 
     A daemon that is gone, or about to go, is as a VM that is gone or a port on which nobody listens.
     """
@@ -46,7 +47,7 @@ async def hand_over(path: str, words: list[str], connection: socket.socket) -> N
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK) as sock:
         try:
             sock.connect(path)
-            send_with(sock, " ".join(words).encode(), [connection.fileno()])
+            send_with(sock, " ".join(words).encode(), [each.fileno() for each in caller.sockets])
         except OSError as error:
             raise gone from error
         try:
@@ -86,9 +87,7 @@ async def _one(sock: socket.socket, handler: Handler) -> None:
 
 def _answer(data: bytes, sockets: list[socket.socket], handler: Handler) -> bytes:
     try:
-        if len(sockets) != 1:
-            raise OSError(errno.EPROTO, "a message comes with one descriptor")
-        handler(data.decode("ascii", "replace").split(), sockets[0])
+        handler(data.decode("ascii", "replace").split(), Caller.of(sockets))
     except OSError as error:
         return error_line(error)
     except VhostvsockError as error:

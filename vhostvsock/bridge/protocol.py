@@ -35,10 +35,11 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Connect:
-    """The client wants a connection."""
+    """The client wants a connection; the other side has `timeout_ms` to answer, 0 for what is usual."""
 
     cid: int
     port: int
+    timeout_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,19 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
+class Bind:
+    """The client wants a port, and says by BACKLOG when it listens. `cid` and `port` may be ANY."""
+
+    cid: int
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class List:
     """The client wants to know which VMs this daemon serves."""
 
 
-Request = Version | Connect | Listen | List
+Request = Version | Connect | Listen | Bind | List
 
 
 def parse(line: bytes) -> Request:
@@ -68,13 +77,20 @@ def parse(line: bytes) -> Request:
             return Version(_number(number))
         case ["CONNECT", cid, port]:
             return Connect(_number(cid), _number(port))
+        case ["CONNECT", cid, port, timeout_ms]:
+            return Connect(_number(cid), _number(port), _number(timeout_ms))
         case ["LISTEN", cid, port]:
             return Listen(_number(cid, star=True), _number(port, star=True), DEFAULT_BACKLOG)
         case ["LISTEN", cid, port, backlog]:
             return Listen(_number(cid, star=True), _number(port, star=True), _number(backlog))
+        case ["BIND", cid, port]:
+            return Bind(_number(cid, star=True), _number(port, star=True))
         case ["LIST"]:
             return List()
-    raise Refused(errno.EPROTO, "not a request; those are CONNECT cid port, LISTEN cid port [backlog], LIST")
+    raise Refused(
+        errno.EPROTO,
+        "not a request; those are CONNECT cid port [ms], LISTEN cid port [backlog], BIND cid port, LIST",
+    )
 
 
 def _number(text: str, *, star: bool = False) -> int:
@@ -90,10 +106,12 @@ def request_line(request: Request) -> bytes:
     match request:
         case Version(number):
             words = ["VERSION", str(number)]
-        case Connect(cid, port):
-            words = ["CONNECT", str(cid), str(port)]
+        case Connect(cid, port, timeout_ms):
+            words = ["CONNECT", str(cid), str(port), *([str(timeout_ms)] if timeout_ms else [])]
         case Listen(cid, port, backlog):
             words = ["LISTEN", _star(cid), _star(port), str(backlog)]
+        case Bind(cid, port):
+            words = ["BIND", _star(cid), _star(port)]
         case List():
             words = ["LIST"]
     return " ".join(words).encode() + b"\n"
@@ -127,6 +145,11 @@ def parse_answer(line: bytes) -> int:
         # OSError(number, ...) becomes ConnectionResetError and its like by itself.
         raise OSError(number or errno.EPROTO, sentence or os.strerror(number or errno.EPROTO))
     raise OSError(errno.EPROTO, f"the bridge answered {line[:40]!r}")
+
+
+def backlog_line(backlog: int) -> bytes:
+    """What a client that has a port says to listen on it, or to change how many connections may wait."""
+    return b"BACKLOG %d\n" % backlog
 
 
 def accept_line(cid: int, port: int) -> bytes:

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from vhostvsock.bridge import peers
 from vhostvsock.bridge.accepting import accept_each
+from vhostvsock.bridge.caller import Caller
 from vhostvsock.bridge.lines import read_line, send_with
 from vhostvsock.bridge.listeners import BridgeListener
 from vhostvsock.bridge.places import peer_path
@@ -27,6 +28,7 @@ from vhostvsock.bridge.privilege import may_bind_low_ports
 from vhostvsock.bridge.protocol import (
     LINE_LIMIT,
     VERSION,
+    Bind,
     Connect,
     List,
     Listen,
@@ -83,50 +85,73 @@ class Bridge:
                 netns = self._registry.modes.admit(sock)
                 try:
                     async with asyncio.timeout(REQUEST_SECONDS):
-                        request = await self._request(sock)
+                        request, sockets = await self._request(sock)
                 except TimeoutError:
                     return  # it said nothing: no word is owed
-                match request:
-                    case Connect(cid, port):
-                        await self._connect(sock, netns, cid, port)
-                    case Listen():
-                        await self._listen(sock, netns, request)
-                    case List():
-                        await self._list(sock, netns)
-                    case Version():
-                        raise Refused(errno.EPROTO, "VERSION is said once")
+                with contextlib.ExitStack() as stack:
+                    for each in sockets:
+                        stack.enter_context(each)
+                    # Who asks in the name of a socket of another namespace got it from there.
+                    if sockets:
+                        netns = self._registry.modes.admit(sockets[0])
+                    await self._serve(sock, sockets, netns, request)
             except OSError as error:
                 _answer(sock, error)
             except VhostvsockError as error:
                 _log.error("%s", error)
                 _answer(sock, OSError(errno.EIO, str(error)))
 
-    async def _request(self, sock: socket.socket) -> Request:
-        request = parse(await read_line(sock, LINE_LIMIT))
-        if isinstance(request, Version):
-            if request.number != VERSION:
-                raise Refused(errno.EPROTONOSUPPORT, f"this is version {VERSION} of the bridge")
-            sock.send(ok_line(VERSION), socket.MSG_NOSIGNAL)
-            request = parse(await read_line(sock, LINE_LIMIT))
-        return request
+    async def _request(self, sock: socket.socket) -> tuple[Request, list[socket.socket]]:
+        line, sockets = await read_line(sock, LINE_LIMIT)
+        try:
+            request = parse(line)
+            if isinstance(request, Version):
+                if request.number != VERSION:
+                    raise Refused(errno.EPROTONOSUPPORT, f"this is version {VERSION} of the bridge")
+                sock.send(ok_line(VERSION), socket.MSG_NOSIGNAL)
+                line, more = await read_line(sock, LINE_LIMIT)
+                sockets += more
+                request = parse(line)
+            if len(sockets) > 1:
+                raise Refused(errno.EPROTO, "a request comes with one descriptor at the most")
+        except BaseException:
+            for each in sockets:
+                each.close()
+            raise
+        return request, sockets
+
+    async def _serve(self, sock: socket.socket, sockets: list[socket.socket], netns: NetnsId, request: Request) -> None:
+        match request:
+            case Connect():
+                caller = Caller(sockets[0], sock) if sockets else Caller(sock)
+                await self._connect(caller, netns, request)
+            case Listen(cid, port, backlog):
+                await self._listen(sock, netns, cid, port, backlog)
+            case Bind(cid, port):
+                await self._listen(sock, netns, cid, port, None)
+            case List():
+                await self._list(sock, netns)
+            case Version():
+                raise Refused(errno.EPROTO, "VERSION is said once")
 
     # CONNECT --------------------------------------------------------------------------------------------------------
 
-    async def _connect(self, sock: socket.socket, netns: NetnsId, cid: int, port: int) -> None:
+    async def _connect(self, caller: Caller, netns: NetnsId, request: Connect) -> None:
+        cid, port = request.cid, request.port
         claim = self._registry.find_vm(netns, cid)
-        match self._route(netns, cid, claim, _KINDS[sock.type]).check():
+        match self._route(netns, cid, claim, _KINDS[caller.connection.type]).check():
             case Way.LOOPBACK:
-                await self._loop_back(sock, netns, cid, port)
+                await self._loop_back(caller, netns, cid, port)
             case Way.VM:
                 assert claim is not None
                 own = self._served(claim.id)
                 if own is not None:
-                    own.connect(sock, port)
+                    own.connect(caller, port, request.timeout_ms)
                 else:
-                    words = ["CONNECT", claim.id, str(port)]
-                    await peers.hand_over(peer_path(claim.daemon.bridge), words, sock)
+                    words = ["CONNECT", claim.id, str(port), str(request.timeout_ms)]
+                    await peers.hand_over(peer_path(claim.daemon.bridge), words, caller)
             case Way.PARENT:
-                await self._go_up(sock, cid, port)
+                await self._go_up(caller, cid, port)
 
     def _route(self, netns: NetnsId, cid: int, claim: Claim | None, kind: Kind) -> Route:
         parent = self._parent_cid()
@@ -143,26 +168,24 @@ class Bridge:
         """The VM with this claim, if it is one of ours."""
         return next((vm for vm in self._vms() if vm.claim is not None and vm.claim.id == claim_id), None)
 
-    async def _loop_back(self, sock: socket.socket, netns: NetnsId, cid: int, port: int) -> None:
+    async def _loop_back(self, caller: Caller, netns: NetnsId, cid: int, port: int) -> None:
         listener = self._registry.find_listener(netns, cid, port)
         if listener is None:
             raise Refused(errno.ECONNRESET, f"nobody listens on port {port}")
         # The client's own connection becomes the conversation; whoever hands it to the listener says OK on it.
-        await self._offer(listener, sock, CID_LOCAL, random.randrange(LAST_PRIVILEGED_PORT + 1, PORT_ANY))
+        await self._offer(listener, caller, CID_LOCAL, random.randrange(LAST_PRIVILEGED_PORT + 1, PORT_ANY))
 
-    async def _go_up(self, sock: socket.socket, cid: int, port: int) -> None:
-        up = await self._connect_parent(sock, cid, port)
+    async def _go_up(self, caller: Caller, cid: int, port: int) -> None:
+        up = await self._connect_parent(caller.connection, cid, port)
         with up:
-            send_with(sock, ok_line(up.getsockname()[1]), [up.fileno()])
+            send_with(caller.answer or caller.connection, ok_line(up.getsockname()[1]), [up.fileno()])
 
     # LISTEN ---------------------------------------------------------------------------------------------------------
 
-    async def _listen(self, sock: socket.socket, netns: NetnsId, request: Listen) -> None:
+    async def _listen(self, sock: socket.socket, netns: NetnsId, cid: int, port: int, backlog: int | None) -> None:
         pid, uid, _ = peer_credentials(sock)
-        listener = self._registry.listen(
-            netns, request.cid, request.port, privileged=may_bind_low_ports(pid, uid), uid=uid
-        )
-        served = self._listeners[listener.id] = BridgeListener(sock, request.backlog)
+        listener = self._registry.listen(netns, cid, port, privileged=may_bind_low_ports(pid, uid), uid=uid)
+        served = self._listeners[listener.id] = BridgeListener(sock, backlog)
         try:
             sock.send(ok_line(listener.port), socket.MSG_NOSIGNAL)
             await served.until_gone()
@@ -170,14 +193,14 @@ class Bridge:
             del self._listeners[listener.id]
             self._registry.unlisten(listener)
 
-    async def _offer(self, listener: Listener, connection: socket.socket, cid: int, port: int) -> None:
+    async def _offer(self, listener: Listener, caller: Caller, cid: int, port: int) -> None:
         """Hand a connection to an application that listens, here or at another daemon. Raises OSError."""
         served = self._listeners.get(listener.id)
         if served is None:
             words = ["ACCEPT", listener.id, str(cid), str(port)]
-            await peers.hand_over(peer_path(listener.daemon.bridge), words, connection)
+            await peers.hand_over(peer_path(listener.daemon.bridge), words, caller)
         else:
-            served.offer(connection, cid, port)
+            served.offer(caller, cid, port)
 
     async def guest_asks(self, vm: ServedVm, token: int, guest_port: int, port: int, kind: socket.SocketKind) -> None:
         """A guest wants a port where nobody listens at its VM's own path."""
@@ -188,7 +211,7 @@ class Bridge:
             if claim is not None and listener is not None:
                 ours, theirs = socket.socketpair(type=kind)
                 with theirs:
-                    await self._offer(listener, theirs, claim.cid.value, guest_port)
+                    await self._offer(listener, Caller(theirs), claim.cid.value, guest_port)
                 vm.answer(token, ours)
                 return
         except (OSError, VhostvsockError) as error:
@@ -200,19 +223,19 @@ class Bridge:
 
     # Other daemons --------------------------------------------------------------------------------------------------
 
-    def take_over(self, words: list[str], connection: socket.socket) -> None:
+    def take_over(self, words: list[str], caller: Caller) -> None:
         """Another daemon hands a connection over. Raises OSError where it cannot be taken."""
         match words:
-            case ["CONNECT", claim_id, port] if port.isdigit():
+            case ["CONNECT", claim_id, port, timeout_ms] if port.isdigit() and timeout_ms.isdigit():
                 vm = self._served(claim_id)
                 if vm is None:
                     raise Refused(errno.ENODEV, "the VM is gone")
-                vm.connect(connection, int(port))
+                vm.connect(caller, int(port), int(timeout_ms))
             case ["ACCEPT", listener_id, cid, port] if cid.isdigit() and port.isdigit():
                 served = self._listeners.get(listener_id)
                 if served is None:
                     raise Refused(errno.ECONNRESET, "nobody listens any more")
-                served.offer(connection, int(cid), int(port))
+                served.offer(caller, int(cid), int(port))
             case _:
                 raise Refused(errno.EPROTO, "not a message between daemons")
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vhostvsock.cli import connect_args, listen_args, ls_args, netns_args, run_args, systemd_args
+from vhostvsock.cli import connect_args, exec_args, listen_args, ls_args, netns_args, run_args, systemd_args
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.log import complain
 
@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     run_args.add(commands)
     connect_args.add(commands)
     listen_args.add(commands)
+    exec_args.add(commands)
     ls_args.add(commands)
     netns_args.add(commands)
     systemd_args.add(commands)

@@ -8,13 +8,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import logging
 import os
-import resource
 
 from vhostvsock import config, log
 from vhostvsock.config import DaemonConfig
 from vhostvsock.daemon import Daemon
+from vhostvsock.descriptors import raise_descriptor_limit
 from vhostvsock.errors import ConfigError
 from vhostvsock.systemd import activation
 
@@ -82,13 +81,3 @@ def configuration(args: argparse.Namespace) -> DaemonConfig:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def raise_descriptor_limit() -> None:
-    """Allow as many open descriptors as the system lets us have: each connection of a guest is one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError) as error:
-            logging.getLogger("vhostvsock").warning("descriptor limit stays at %d: %s", soft, error)

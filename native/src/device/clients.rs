@@ -18,15 +18,15 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_send_buffer_size, socket_send_buffer_size};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, recv, send,
-    socket_with,
+    AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, recv, socket_with,
 };
 use std::os::fd::OwnedFd;
 
 /// How long a listener may let the guest wait with a full backlog: as long as Linux lets connect(2) wait by default.
 const LISTENER_TIMEOUT: u64 = 2 * SECOND;
-/// How long the guest may take to answer a client of the bridge: as long as connect(2) waits by default.
-const BRIDGE_TIMEOUT: u64 = 2 * SECOND;
+/// How long the guest may take to answer a client of the bridge, in nanoseconds, if nothing else is said: as long as
+/// connect(2) waits by default.
+pub const BRIDGE_TIMEOUT: u64 = 2 * SECOND;
 /// How long the control plane may take to look a network namespace up.
 const NETNS_TIMEOUT: u64 = 2 * SECOND;
 /// Questions to the control plane that may wait for an answer.
@@ -47,6 +47,20 @@ impl Spare {
     pub fn new() -> Self {
         Self { _fd: open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok() }
     }
+}
+
+/// A client that the control plane let in.
+#[derive(Debug)]
+pub struct Client {
+    /// What becomes the connection.
+    pub socket: OwnedFd,
+    /// Where the client is answered, if not on the connection itself. What is in the connection then, when it comes here,
+    /// is no payload: its other end was filled up, so that it polls as not writable for as long as it is not connected.
+    pub answer: Option<OwnedFd>,
+    /// The guest's port that it asks for.
+    pub port: GuestPort,
+    /// How long the guest may take to answer, in nanoseconds.
+    pub timeout: u64,
 }
 
 impl Hosts {
@@ -170,17 +184,25 @@ impl Hosts {
     }
 
     /// A client that the control plane let in asks for a port; it is answered as the bridge does.
-    pub(super) fn admit(&mut self, socket: OwnedFd, port: GuestPort, now: u64) {
+    pub(super) fn admit(&mut self, client: Client, now: u64) {
+        let Client { socket, answer, port, timeout } = client;
         // Whoever passes a descriptor decides whether it blocks; here nothing may.
         if rustix::io::ioctl_fionbio(&socket, true).is_err() {
             return;
         }
         let Some(kind) = kind_of(&socket) else { return };
+        let manners = match answer {
+            None => Manners::Bridge,
+            Some(fd) => {
+                let Ok(filler) = rustix::io::ioctl_fionread(&socket) else { return };
+                Manners::Apart { fd, filler }
+            }
+        };
         let Some(host) = self.insert(socket, kind, Phase::Parked(port), now) else { return };
         if let Some(stream) = self.streams.get_mut(host) {
-            stream.manners = Manners::Bridge;
+            stream.manners = manners;
         }
-        self.request(host, port, now, BRIDGE_TIMEOUT);
+        self.request(host, port, now, timeout);
     }
 
     /// Asks the guest for a connection.
@@ -209,18 +231,13 @@ impl Hosts {
     pub(super) fn greet(&mut self, host: Id, port: HostPort, now: u64) {
         let Some(stream) = self.streams.get_mut(host) else { return };
         let Phase::Requested(conn) = stream.phase else { return };
-        let line = ok_line(port);
-        // Nothing was ever written to this socket, so there is room, unless the client is gone.
-        match send(&stream.fd, line.as_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            Ok(sent) if sent == line.len() => {
-                stream.phase = Phase::Open(conn);
-                // It may have sent more right behind its line.
-                self.mux.host_readable(conn, now);
-            }
-            _ => {
-                self.stats.handshake_left.add(1);
-                self.broke(conn, host);
-            }
+        if stream.welcome(&ok_line(port)) {
+            stream.phase = Phase::Open(conn);
+            // It may have sent more right behind its line.
+            self.mux.host_readable(conn, now);
+        } else {
+            self.stats.handshake_left.add(1);
+            self.broke(conn, host);
         }
     }
 

@@ -18,7 +18,7 @@ use crate::slab::{Id, Slab};
 use crate::stats::Stats;
 use crate::timers::{MILLISECOND, Timers};
 use crate::virtio::memory::Segment;
-use rustix::net::{SendFlags, Shutdown};
+use rustix::net::Shutdown;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -289,12 +289,12 @@ impl Hosts {
 
     /// A client gets no connection: says so, in the way that it expects, and closes.
     pub(super) fn refuse(&mut self, host: Id, refusal: Refusal) {
-        if let Some(stream) = self.streams.get(host).filter(|stream| stream.manners == Manners::Bridge) {
-            // Nothing was ever written to it, so there is room, unless the client is gone.
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            let _ = rustix::net::send(&stream.fd, error_line(refusal).as_bytes(), flags);
+        let Some(stream) = self.streams.get(host) else { return };
+        if !matches!(stream.manners, Manners::Hybrid) {
+            stream.tell(&error_line(refusal));
         }
-        self.finish(host);
+        // A client with a socket for answers keeps its end of the other one, perhaps to try again.
+        if matches!(stream.manners, Manners::Apart { .. }) { self.close(host) } else { self.finish(host) }
     }
 
     /// Closes a socket so that the application sees the end of the stream.
@@ -315,6 +315,10 @@ impl Hosts {
     fn remove(&mut self, host: Id) -> Option<HostStream> {
         let mut stream = self.streams.remove(host)?;
         self.timers.change(host, &mut stream.deadline, None);
+        if matches!(stream.manners, Manners::Apart { .. }) {
+            // Its client has the same socket, and may ask with it again.
+            self.poller.remove(&stream.fd);
+        }
         Some(stream)
     }
 

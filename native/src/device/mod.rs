@@ -19,7 +19,7 @@ mod to_guest;
 mod visibility;
 
 use crate::events::{Events, Kind, Level, Log};
-use crate::ids::{GuestCid, GuestPort};
+use crate::ids::GuestCid;
 use crate::packet::Type;
 use crate::slab::Id;
 use crate::stats::{Snapshot, Stats};
@@ -27,6 +27,7 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, Signal};
 use crate::timers::SECOND;
 use crate::vhost_user::session::CallBlocks;
 use crate::virtio::queue::RingError;
+pub use clients::{BRIDGE_TIMEOUT, Client};
 use plane::Plane;
 use std::any::Any;
 use std::collections::VecDeque;
@@ -141,7 +142,7 @@ enum Command {
     /// Attach a front-end.
     Attach(OwnedFd, Admission),
     /// Connect a client of the bridge to a port of the guest.
-    Connect(OwnedFd, GuestPort),
+    Connect(Client),
     /// The answer to [`Kind::Ask`].
     Answer(Id, Option<OwnedFd>),
     /// The answer to [`Kind::Netns`].
@@ -251,8 +252,8 @@ impl Device {
 
     /// Connects a client, which sees the VM, to a port of the guest. It is answered as the bridge answers: `OK <port>` or
     /// `ERR <errno> <sentence>`, a line each, and then bytes flow or the socket is closed.
-    pub fn connect(&self, client: OwnedFd, port: GuestPort) {
-        self.shared.tell(Command::Connect(client, port));
+    pub fn connect(&self, client: Client) {
+        self.shared.tell(Command::Connect(client));
     }
 
     /// Answers [`Kind::Ask`]: with a socket connected to the application that listens, or with `None`.

@@ -278,7 +278,7 @@ impl Plane {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Attach(front_end, admission) => self.attach(front_end, admission),
-            Command::Connect(client, port) => self.hosts.admit(client, port, self.now),
+            Command::Connect(client) => self.hosts.admit(client, self.now),
             Command::Answer(conn, socket) => self.hosts.answer(conn, socket, self.now),
             Command::Netns(netns, local) => {
                 self.hosts.visible.learn(netns, local);

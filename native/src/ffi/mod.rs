@@ -8,7 +8,7 @@
 mod guard;
 mod handle;
 
-use crate::device::{Admission, Device, Listeners, Scope, Settings};
+use crate::device::{Admission, BRIDGE_TIMEOUT, Client, Device, Listeners, Scope, Settings};
 use crate::events::Events;
 use crate::ids::{GuestCid, GuestPort};
 use crate::stats::Stats;
@@ -299,19 +299,30 @@ pub unsafe extern "C" fn vhv_device_attach(
     }
 }
 
-/// Connects a client that may see the VM to a port of the guest. The device owns the client's socket from now on, also
-/// where the call fails, and answers on it: `OK <port>` or `ERR <errno> <sentence>`, a line each.
+/// Connects a client that may see the VM to a port of the guest, which has `timeout_ms` (0: the default) to answer. The
+/// device owns the client's sockets from now on, also where the call fails. It answers on `answer`, or, where that is -1, on
+/// the connection itself: `OK <port>` or `ERR <errno> <sentence>`, a line each. See `device::clients::Client`.
 ///
 /// # Safety
 ///
-/// `fd` is a descriptor that the caller gives away; `err` is null or points to a record.
+/// `fd` and `answer` are descriptors that the caller gives away, or `answer` is negative; `err` is null or points to a
+/// record.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vhv_device_connect(device: u64, fd: i32, port: u32, err: *mut VhvError) -> i32 {
+pub unsafe extern "C" fn vhv_device_connect(
+    device: u64,
+    fd: i32,
+    answer: i32,
+    port: u32,
+    timeout_ms: u32,
+    err: *mut VhvError,
+) -> i32 {
     // SAFETY: the caller's promise, here and below.
     unsafe {
         guard(err, || {
-            let client = take_fd(fd)?;
-            handle::device(device)?.connect(client, GuestPort(port));
+            let socket = take_fd(fd)?;
+            let answer = if answer < 0 { None } else { Some(take_fd(answer)?) };
+            let timeout = or_default(u64::from(timeout_ms) * MILLISECOND, BRIDGE_TIMEOUT);
+            handle::device(device)?.connect(Client { socket, answer, port: GuestPort(port), timeout });
             Ok(0)
         })
     }

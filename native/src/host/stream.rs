@@ -32,12 +32,19 @@ pub enum Phase {
 }
 
 /// How a client is told what became of its request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Manners {
     /// As hybrid vsock has it: a line for success, the end of the stream for anything else.
     Hybrid,
     /// As the bridge has it: a line for everything.
     Bridge,
+    /// As the bridge has it, on another socket than the connection.
+    Apart {
+        /// That socket.
+        fd: OwnedFd,
+        /// So many bytes at the beginning of the connection are no payload.
+        filler: u64,
+    },
 }
 
 /// Why no more bytes of a backlog are sent.
@@ -144,6 +151,38 @@ impl HostStream {
     /// Which kind of socket it is.
     pub fn kind(&self) -> Type {
         if self.messages.is_some() { Type::Seqpacket } else { Type::Stream }
+    }
+
+    /// Tells the client that its connection is open; from here on all that it sends is payload. `false` if it is gone.
+    pub fn welcome(&mut self, line: &str) -> bool {
+        if let Manners::Apart { filler, .. } = self.manners {
+            self.discard(filler);
+        }
+        let told = self.tell(line);
+        // A socket for the answer is of no more use.
+        self.manners = Manners::Hybrid;
+        told
+    }
+
+    /// Tells a client what became of its request. `false` if it is gone, or is told nothing of the kind.
+    pub fn tell(&self, line: &str) -> bool {
+        // Nothing was ever written to either, so there is room.
+        let socket = if let Manners::Apart { fd, .. } = &self.manners { fd } else { &self.fd };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        send(socket, line.as_bytes(), flags).is_ok_and(|sent| sent == line.len())
+    }
+
+    /// Takes so many bytes, which are there, out of the socket.
+    fn discard(&self, mut left: u64) {
+        let mut scratch = [0_u8; 16384];
+        while left > 0 {
+            let part = usize::try_from(left).map_or(scratch.len(), |left| left.min(scratch.len()));
+            match recv(&self.fd, &mut scratch[..part], RecvFlags::DONTWAIT) {
+                Ok((_, got @ 1..)) => left -= got as u64,
+                Err(Errno::INTR) => {}
+                _ => return,
+            }
+        }
     }
 
     /// The connection that it belongs to.

@@ -4,6 +4,7 @@
 //!
 //! Tests that need a process of their own stand beside this one: `exhaustion`, `quiet`; those of rings alone in `rings`.
 
+mod apart;
 mod awake;
 mod chaos;
 mod credit;

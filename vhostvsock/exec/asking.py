@@ -1,0 +1,84 @@
+"""What is asked of the bridge in a program's name, in threads: the answer may take seconds.
+
+Before: connecting.py and listening.py. After: bridge/finding.py finds a daemon.
+Rule:   the program's own socket goes along, or rather its other end: by its namespace the bridge decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from vhostvsock import client
+from vhostvsock.bridge import finding
+from vhostvsock.bridge.finding import Deadline
+from vhostvsock.bridge.protocol import Bind, Connect
+from vhostvsock.exec.address import Address
+
+# A daemon answers a little later than the guest, and one that hangs does not.
+_SLACK_SECONDS = 3.0
+# Guests that do not answer keep a thread each, for as long as connect(2) waits.
+_THREADS = 64
+
+_T = TypeVar("_T")
+_free = asyncio.Semaphore(_THREADS)
+
+
+async def _in_thread(work: Callable[[], _T]) -> _T:
+    """The result of `work`, or its exception. Not by an executor: at its end the process would wait for the threads."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def settle(how: Callable[[Any], None], value: object) -> None:
+        if not future.done():
+            how(value)
+
+    def body() -> None:
+        try:
+            outcome: tuple[Callable[[Any], None], object] = future.set_result, work()
+        except BaseException as error:
+            outcome = future.set_exception, error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    async with _free:
+        threading.Thread(target=body, name="asking", daemon=True).start()
+        return await future
+
+
+async def connect(connection: socket.socket, address: Address, timeout_ms: int) -> tuple[int, socket.socket | None]:
+    """Have `connection` connected. The program's port, and another socket where that is the connection. OSError."""
+    with connection.dup() as theirs:
+        return await _in_thread(lambda: _connect(theirs, address, timeout_ms))
+
+
+def _connect(connection: socket.socket, address: Address, timeout_ms: int) -> tuple[int, socket.socket | None]:
+    request = Connect(address.cid, address.port, timeout_ms)
+    deadline = Deadline(timeout_ms / 1000 + _SLACK_SECONDS)
+    asked, port, others = client.ask_for_connection(request, connection.type, deadline, None, [connection])
+    asked.close()
+    for each in others[1:]:
+        each.close()
+    return port, others[0] if others else None
+
+
+async def bind(held: socket.socket, address: Address) -> tuple[socket.socket, int]:
+    """Have a port for as long as the socket that is returned is open, and which one. OSError."""
+    with held.dup() as theirs:
+        return await _in_thread(lambda: _bind(theirs, address))
+
+
+def _bind(held: socket.socket, address: Address) -> tuple[socket.socket, int]:
+    deadline = Deadline(_SLACK_SECONDS)
+    control = finding.open_one(finding.groups(None), deadline, held.type)
+    try:
+        port, _ = finding.ask(control, Bind(address.cid, address.port), deadline, [held])
+        control.setblocking(False)
+    except BaseException:
+        control.close()
+        raise
+    return control, port

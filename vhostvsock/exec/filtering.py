@@ -1,0 +1,215 @@
+"""Which calls of a program are intercepted: the filter that seccomp runs at each of its system calls.
+
+Before: child.py is about to start the program. After: bpf.py makes bytes of it.
+Rules:  - a call that carries data is never intercepted, and no other one that the filter can tell to be foreign.
+        - connect, bind, listen, accept, getsockname and getpeername have nothing that a filter could look at but the
+          number of a descriptor: they are all intercepted, and the supervisor lets the foreign ones go on.
+        - no AF_VSOCK socket of the kernel's comes to be: where we cannot serve one (a program for another architecture
+          than ours), the call is refused as by a kernel without AF_VSOCK.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import socket
+from dataclasses import dataclass, field
+
+from vhostvsock.errors import ConfigError
+from vhostvsock.exec.bpf import Program
+
+# linux/vm_sockets.h: which CID this host has. An ioctl of /dev/vsock.
+IOCTL_VM_SOCKETS_GET_LOCAL_CID = 0x7B9
+
+# Options of SOL_SOCKET that an AF_UNIX socket would answer otherwise. asm-generic/socket.h.
+SO_ACCEPTCONN = 30
+SO_DOMAIN = 39
+
+# linux/seccomp.h.
+_ALLOW = 0x7FFF_0000
+_NOTIFY = 0x7FC0_0000
+_ERRNO = 0x0005_0000
+
+# Offsets in struct seccomp_data; of arguments, the lower half: what is looked at are ints.
+_NUMBER = 0
+_ARCHITECTURE = 4
+
+
+def _argument(index: int) -> int:
+    return 16 + 8 * index
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """An architecture for which a kernel also runs programs: its AUDIT_ARCH_*, and how it says socket(2)."""
+
+    audit: int
+    socket: int
+    socketcall: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Numbers of system calls by name, and AUDIT_ARCH_*. `alias_bit`: where numbers of a second ABI begin (x32)."""
+
+    audit: int
+    calls: dict[str, int]
+    seccomp: int
+    foreign: tuple[Foreign, ...] = ()
+    alias_bit: int | None = None
+    names: dict[int, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", {number: name for name, number in self.calls.items()})
+
+
+ARCHITECTURES = {
+    "x86_64": Architecture(
+        audit=0xC000_003E,
+        calls={
+            "ioctl": 16,
+            "socket": 41,
+            "connect": 42,
+            "accept": 43,
+            "bind": 49,
+            "listen": 50,
+            "getsockname": 51,
+            "getpeername": 52,
+            "socketpair": 53,
+            "setsockopt": 54,
+            "getsockopt": 55,
+            "accept4": 288,
+        },
+        seccomp=317,
+        foreign=(Foreign(audit=0x4000_0003, socket=359, socketcall=102),),  # i386
+        alias_bit=0x4000_0000,
+    ),
+    "aarch64": Architecture(
+        audit=0xC000_00B7,
+        calls={
+            "ioctl": 29,
+            "socket": 198,
+            "socketpair": 199,
+            "bind": 200,
+            "listen": 201,
+            "accept": 202,
+            "connect": 203,
+            "getsockname": 204,
+            "getpeername": 205,
+            "setsockopt": 208,
+            "getsockopt": 209,
+            "accept4": 242,
+        },
+        seccomp=277,
+        foreign=(Foreign(audit=0x4000_0028, socket=281),),  # arm
+    ),
+}
+
+# Calls of which every one is intercepted.
+_ALWAYS = ("connect", "accept", "accept4", "bind", "listen", "getsockname", "getpeername")
+
+# socketcall(2)'s number for socket(2); its arguments are in memory, where no filter looks.
+_SOCKETCALL_SOCKET = 1
+
+
+def here() -> Architecture:
+    """This machine's. Raises ConfigError for one that is not in the table."""
+    found = ARCHITECTURES.get(platform.machine())
+    if found is None:
+        raise ConfigError(f"`vhostvsock exec` does not know the system calls of {platform.machine()}")
+    return found
+
+
+def build(architecture: Architecture) -> bytes:
+    """The filter."""
+    program = Program()
+    program.load(_ARCHITECTURE)
+    program.jump_if_equal(architecture.audit, "native")
+    for each in architecture.foreign:
+        program.jump_if_equal(each.audit, f"foreign {each.audit}")
+    program.give(_ALLOW)
+    for each in architecture.foreign:
+        _foreign(program, each)
+    _native(program, architecture)
+    program.label("allow")
+    program.give(_ALLOW)
+    program.label("notify")
+    program.give(_NOTIFY)
+    program.label("no family")
+    program.give(_ERRNO | errno.EAFNOSUPPORT)
+    program.label("no pair")
+    program.give(_ERRNO | errno.EOPNOTSUPP)
+    return program.assemble()
+
+
+def _foreign(program: Program, foreign: Foreign) -> None:
+    """Programs for this architecture get no AF_VSOCK sockets."""
+    program.label(f"foreign {foreign.audit}")
+    program.load(_NUMBER)
+    program.jump_if_equal(foreign.socket, f"family {foreign.audit}")
+    if foreign.socketcall is not None:
+        program.jump_if_equal(foreign.socketcall, f"socketcall {foreign.audit}")
+    program.give(_ALLOW)
+    program.label(f"family {foreign.audit}")
+    program.load(_argument(0))
+    program.jump_if_equal(socket.AF_VSOCK, "no family")
+    program.give(_ALLOW)
+    if foreign.socketcall is not None:
+        # The family cannot be seen from here. The libraries of today call socket(2) itself.
+        program.label(f"socketcall {foreign.audit}")
+        program.load(_argument(0))
+        program.jump_if_equal(_SOCKETCALL_SOCKET, "notify")
+        program.give(_ALLOW)
+
+
+def _native(program: Program, architecture: Architecture) -> None:
+    calls = architecture.calls
+    program.label("native")
+    program.load(_NUMBER)
+    if architecture.alias_bit is not None:
+        program.jump_if_at_least(architecture.alias_bit, "alias")
+    for name in _ALWAYS:
+        program.jump_if_equal(calls[name], "notify")
+    for name in ("socket", "socketpair", "getsockopt", "setsockopt", "ioctl"):
+        program.jump_if_equal(calls[name], name)
+    program.give(_ALLOW)
+
+    program.label("socket")
+    program.load(_argument(0))
+    program.jump_if_equal(socket.AF_VSOCK, "notify")
+    program.give(_ALLOW)
+
+    program.label("socketpair")
+    program.load(_argument(0))
+    program.jump_if_equal(socket.AF_VSOCK, "no pair")
+    program.give(_ALLOW)
+
+    program.label("getsockopt")
+    program.load(_argument(1))
+    program.jump_if_equal(socket.AF_VSOCK, "notify")
+    program.jump_if_equal(socket.SOL_SOCKET, "getsockopt of SOL_SOCKET")
+    program.give(_ALLOW)
+    program.label("getsockopt of SOL_SOCKET")
+    program.load(_argument(2))
+    for option in (socket.SO_ERROR, SO_DOMAIN, SO_ACCEPTCONN):
+        program.jump_if_equal(option, "notify")
+    program.give(_ALLOW)
+
+    program.label("setsockopt")
+    program.load(_argument(1))
+    program.jump_if_equal(socket.AF_VSOCK, "notify")
+    program.give(_ALLOW)
+
+    program.label("ioctl")
+    program.load(_argument(1))
+    program.jump_if_equal(IOCTL_VM_SOCKETS_GET_LOCAL_CID, "notify")
+    program.give(_ALLOW)
+
+    if architecture.alias_bit is not None:
+        program.label("alias")
+        program.jump_if_equal(architecture.alias_bit | calls["socket"], "alias socket")
+        program.give(_ALLOW)
+        program.label("alias socket")
+        program.load(_argument(0))
+        program.jump_if_equal(socket.AF_VSOCK, "no family")
+        program.give(_ALLOW)
