@@ -8,7 +8,7 @@ use crate::plan::{HEADER, Kind, Plan};
 use std::time::{Duration, Instant};
 
 /// How long nothing may happen where something should. Far more than any queue takes on a busy machine.
-const STUCK: Duration = Duration::from_secs(90);
+const STUCK: Duration = Duration::from_secs(60);
 /// Bytes sent or received in one step at most, so that all connections get their turn.
 const STEP: usize = 128 * 1024;
 /// Bytes that a slow reader reads at once at most.
@@ -24,6 +24,8 @@ pub trait Stream {
     fn send(&mut self, bytes: &[u8]) -> Result<usize, String>;
     /// Ends the direction of sending.
     fn shutdown(&mut self);
+    /// How it stands, for messages.
+    fn describe(&self) -> String;
 }
 
 /// What came.
@@ -163,7 +165,8 @@ impl Conversation {
             self.moved_at = now;
         }
         if self.is_late() {
-            return Step::Wrong(format!("nothing happened for {} s: {}", STUCK.as_secs(), self.describe()));
+            let whole = format!("{}, {}", self.describe(), stream.describe());
+            return Step::Wrong(format!("nothing happened for {} s: {whole}", STUCK.as_secs()));
         }
         Step::Rests
     }

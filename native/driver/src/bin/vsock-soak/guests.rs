@@ -42,7 +42,9 @@ impl Stream for Socket<'_> {
     }
 
     fn room(&self) -> usize {
-        self.kernel.socket(self.id).credit().min(MAX_PAYLOAD)
+        let socket = self.kernel.socket(self.id);
+        // Where sending is over, trying it tells so.
+        if socket.may_send() { socket.credit().min(MAX_PAYLOAD) } else { MAX_PAYLOAD }
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<usize, String> {
@@ -54,6 +56,11 @@ impl Stream for Socket<'_> {
 
     fn shutdown(&mut self) {
         self.kernel.shutdown(self.id, SHUTDOWN_SEND);
+    }
+
+    fn describe(&self) -> String {
+        let outstanding = (self.kernel.guest.rx.outstanding(), self.kernel.guest.tx.outstanding());
+        format!("{outstanding:?} buffers at the device, {:?}", self.kernel.socket(self.id))
     }
 }
 

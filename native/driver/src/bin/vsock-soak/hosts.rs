@@ -59,6 +59,11 @@ impl Stream for Socket {
         // If the other side is gone already, reading will tell.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
+
+    fn describe(&self) -> String {
+        let unread = rustix::io::ioctl_fionread(&self.stream).unwrap_or(0);
+        format!("{unread} bytes unread, full: {}", self.full)
+    }
 }
 
 /// A connection of a host application.
