@@ -54,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         "--connections", type=int, default=10000, metavar="N", help="connections open throughout (default: 10000)"
     )
     parser.add_argument(
-        "--active", type=int, default=4, metavar="N", help="other conversations per VM and side (default: 4)"
+        "--active", type=int, default=4, metavar="N", help="others per VM and side at a time (default: 4)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=200, metavar="N", help="conversations begun per second at most (default: 200)"
     )
     parser.add_argument("--kill-every", type=float, metavar="S", help="seconds between kills (default: by --seconds)")
     parser.add_argument("--seed", type=int, metavar="S", help="what is said and when (default: by the clock)")
@@ -73,8 +76,9 @@ def _raise_limit(connections: int) -> None:
 def main(words: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(words)
-    if options.vms < 2 or options.guests < 0 or options.connections < 1 or options.active < 1 or options.seconds < 12:
-        parser.error("--vms: 2 at least; --guests: not negative; --connections, --active: 1; --seconds: 12")
+    least = {"vms": 2, "guests": 0, "connections": 1, "active": 1, "rate": 1, "seconds": 12}
+    if low := [name for name, number in least.items() if getattr(options, name) < number]:
+        parser.error(f"at least {', '.join(f'--{name} {least[name]}' for name in low)}")
     if options.seed is None:
         options.seed = time.time_ns() % 1_000_000
     if options.kill_every is None:

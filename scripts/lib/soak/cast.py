@@ -28,7 +28,7 @@ _OTHERS = 2
 _FIRST_CID = 100
 # A guest of QEMU needs a minute on a busy machine.
 _QEMU_KILL_EVERY = 120.0
-_LIGHT = ("--standing", "5", "--active", "2")
+_LIGHT = ("--standing", "5", "--active", "2", "--pause", "200")
 
 
 class Cast:
@@ -45,8 +45,7 @@ class Cast:
         self.other_vms = self._vms("o", _OTHERS, _FIRST_CID + options.vms + frail)
         self.real_vms = self._vms("r", options.guests, _FIRST_CID + options.vms + frail + _OTHERS)
         self.solid: list[Players] = []
-        self.killed: list[tuple[str, Callable[[], None]]] = []
-        self.kills: dict[str, int] = {}
+        self.victims: list[tuple[str, Callable[[], None]]] = []
         self.fragile: list[Players] = []
         self.real: list[RealGuest] = []
         self.other: Process | None = None
@@ -67,17 +66,31 @@ class Cast:
         self._stack.callback(made.close)
         return made
 
+    def boot(self) -> None:
+        """The real guests, and their conversations."""
+        for number, vm in enumerate(self.real_vms):
+            # The last of several is killed now and then.
+            mortal = number > 0 and number == len(self.real_vms) - 1
+            guest = RealGuest(number, vm, self.cwd, self.daemon, _QEMU_KILL_EVERY if mortal else None)
+            self._stack.callback(guest.close)
+            self.real.append(guest)
+            guest.start()
+        for guest in self.real:
+            guest.wait_up()
+        self.check()
+
     def start(self) -> None:
         """Everybody else. All clients begin when all servers are there."""
         each = -(-self.options.connections // (2 * len(self.solid_vms)))
-        load = ("--standing", str(each), "--active", str(self.options.active))
+        # On the average, a pause is half of the longest one.
+        pause = round(2 * 1000 * 2 * len(self.solid_vms) / self.options.rate)
+        load = ("--standing", str(each), "--active", str(self.options.active), "--pause", str(pause))
         self.solid = [
             self._players("guests", self.solid_vms, *load, "--killed-hosts"),
             self._players("hosts", self.solid_vms, *load),
         ]
-        self._kill(
-            "host applications", self._players("hosts", self.solid_vms, "--active", "1", "--fragile", "--beside")
-        )
+        beside = ("--active", "1", "--pause", str(4 * pause), "--fragile", "--beside")
+        self._kill("host applications", self._players("hosts", self.solid_vms, *beside))
         for vm in self.frail_vms:
             self._kill("front-ends", self._players("guests", [vm], *_LIGHT, "--fragile"))
         self.fragile.append(self._players("hosts", self.frail_vms, *_LIGHT, "--fragile"))
@@ -87,13 +100,6 @@ class Cast:
             players.wait_ready()
         for players in (*self.solid, *self.fragile):
             players.tell("begin")
-        for number, vm in enumerate(self.real_vms):
-            # The last of several is killed now and then.
-            mortal = number > 0 and number == len(self.real_vms) - 1
-            guest = RealGuest(number, vm, self.cwd, self.daemon, _QEMU_KILL_EVERY if mortal else None)
-            self._stack.callback(guest.close)
-            self.real.append(guest)
-            guest.start()
 
     def _kill(self, what: str, players: Players) -> None:
         """These are killed from time to time."""
@@ -104,7 +110,7 @@ class Cast:
             players.tell("begin")
 
         self.fragile.append(players)
-        self.killed.append((what, kill))
+        self.victims.append((what, kill))
 
     def _start_other(self) -> None:
         """The daemon of another namespace."""
@@ -119,7 +125,7 @@ class Cast:
         # Clients by CID, through the first daemon's bridge.
         by_cid = ("--fragile", "--bridge", str(bridge))
         self.fragile.append(self._players("hosts", self.other_vms, *_LIGHT, *by_cid))
-        self.killed.append(("daemons of other namespaces", self._kill_other))
+        self.victims.append(("daemons of other namespaces", self._kill_other))
 
     def _kill_other(self) -> None:
         assert self.other is not None
@@ -127,12 +133,6 @@ class Cast:
             raise SoakError(f"the daemon of the other namespace ended by itself: {self.other.lines.seen[-20:]}")
         self.other.close()
         self.other = daemon(self.cwd, self.other_vms, self._within)
-
-    def kill_next(self, turn: int) -> None:
-        """Kill one of those who may be killed, and start it again."""
-        what, kill = self.killed[turn % len(self.killed)]
-        kill()
-        self.kills[what] = self.kills.get(what, 0) + 1
 
     def check(self) -> None:
         """That nobody found anything wrong, and that nobody ended who should not."""
@@ -157,12 +157,14 @@ class Cast:
     def finish(self) -> None:
         """All conversations end in an orderly way, then all processes but the daemon."""
         for guest in self.real:
-            guest.close()
-        self.check()
+            guest.finish()
         everybody = (*self.solid, *self.fragile)
         for players in everybody:
             players.tell("finish")
         wait_for(lambda: self.check() or self._drained(), "all conversations end", 180)
+        for guest in self.real:
+            guest.close()
+        self.check()
         for players in everybody:
             players.finish()
             if players.total("finished") == 0:

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from harness.waiting import LIMIT, Process, wait_for
 
+# They make the load. Who is tested, and what was killed and starts anew, comes before them.
+_POLITE = ("nice", "-n", "9")
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -73,11 +75,12 @@ class Players:
     ) -> None:
         self.name = f"{role} of {vms[0].name}" + (f" to {vms[-1].name}" if len(vms) > 1 else "")
         self.vms = vms
-        self._command = [*within, program(), role, *options]
+        self._command = [*within, *_POLITE, program(), role, *options]
         self._cwd = cwd
         self._seed = seed
         self._lives = 0
         self._past: dict[str, int] = {}
+        self._lock = threading.Lock()
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (`close` does)
         self._start()
 
@@ -117,6 +120,10 @@ class Players:
 
     def check(self) -> None:
         """That it runs, and found nothing wrong."""
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
         code = self._popen.poll()
         if code is not None or self.now.get("wrong"):
             raise SoakError(f"{self.name}{f' ended with {code}' if code is not None else ''}: {self.said()}")
@@ -134,12 +141,13 @@ class Players:
 
     def kill(self) -> None:
         """SIGKILL, and another life. What it found before counts."""
-        self.check()
-        self._popen.kill()
-        self._end()
-        for name in ("finished", "bytes", "broken", "refused"):
-            self._past[name] = self.total(name)
-        self._start()
+        with self._lock:
+            self._check()
+            self._popen.kill()
+            self._end()
+            for name in ("finished", "bytes", "broken", "refused"):
+                self._past[name] = self.total(name)
+            self._start()
 
     def finish(self) -> None:
         """End it in an orderly way. SoakError if it has found anything wrong."""

@@ -102,6 +102,10 @@ class RealGuest:
         machine.end_probes()
         Path(f"{self._uds}_{port}").unlink(missing_ok=True)
 
+    def finish(self) -> None:
+        """Let it begin nothing new."""
+        self._over.set()
+
     def close(self) -> None:
         """End it after the conversations that are going on."""
         self._over.set()

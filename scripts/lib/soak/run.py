@@ -16,6 +16,7 @@ from typing import Any
 from harness.waiting import wait_for
 
 from scripts.lib.soak.cast import Cast
+from scripts.lib.soak.killer import Killer
 from scripts.lib.soak.players import SoakError
 from scripts.lib.soak.watch import MIB, Change, Sample, Watch
 
@@ -50,73 +51,76 @@ class Soak:
         daemon = cast.start_daemon()
         self._watch = Watch(daemon.pid)
         empty = self._watch.look()
+        if self.options.guests:
+            say(f"{self.options.guests} real guests boot")
+        cast.boot()
         cast.start()
         say(f"{self.options.connections} connections are being opened")
         wait_for(lambda: cast.check() or self._standing() >= self.options.connections, "all connections stand", _SET_UP)
-        for guest in cast.real:
-            guest.wait_up()
-        cast.check()
-        self._soak()
-        changes = self._watch.changes(self.options.seconds)
-        say("all conversations end")
-        cast.finish()
-        self._summary(changes)
+        killer = Killer(cast.victims, self.options.kill_every)
+        try:
+            self._soak(killer)
+            changes = self._watch.changes(self.options.seconds)
+            say("all conversations end")
+            killer.enough()
+            cast.finish()
+        finally:
+            killer.close()
+        self._summary(killer, changes)
         self._nothing_left(empty)
         self._judge(changes)
 
     def _standing(self) -> int:
         return self.cast.now("standing")
 
-    def _soak(self) -> None:
+    def _soak(self, killer: Killer) -> None:
         """The time of the soak itself."""
-        seconds, kill_every = self.options.seconds, self.options.kill_every
+        seconds = self.options.seconds
         say(f"all of them stand; {seconds:.0f} seconds begin")
         self._watch.begin()
         begin = time.monotonic()
-        looked = told = killed = begin
-        kills = 0
+        looked = told = begin
+        killer.start()
         self._least = self._standing()
         while (now := time.monotonic()) < begin + seconds:
             self.cast.check()
-            # While those who count have their turn, some connection may have been opened, but none may be gone.
+            killer.check()
             self._least = min(self._least, self._standing())
             if now - looked >= min(1.0, seconds / 60):
                 looked = now
                 sample = self._watch.look()
                 if now - told >= _TELL_EVERY:
                     told = now
-                    self._tell(sample)
-            if now - killed >= kill_every:
-                killed = now
-                self.cast.kill_next(kills)
-                kills += 1
+                    self._tell(sample, sum(killer.counts.values()))
             time.sleep(0.05)
 
-    def _tell(self, sample: Sample) -> None:
+    def _tell(self, sample: Sample, kills: int) -> None:
         cast = self.cast
         say(
             f"{sample.at:5.0f} s: {self._standing()} connections stand, {cast.now('active')} more are busy; "
             f"{cast.total('finished')} conversations, {cast.total('bytes') / 1e9:.1f} GB; "
-            f"{sum(cast.kills.values())} kills; daemon: {sample.fds} fds, {sample.threads} threads, "
+            f"{kills} kills; daemon: {sample.fds} fds, {sample.threads} threads, "
             f"{sample.own / MIB:.1f} MiB of its own"
         )
 
-    def _summary(self, changes: list[Change]) -> None:
+    def _summary(self, killer: Killer, changes: list[Change]) -> None:
         cast = self.cast
-        kills = {**cast.kills, "QEMUs": sum(guest.kills for guest in cast.real)}
+        kills = {**killer.counts, "QEMUs": sum(guest.kills for guest in cast.real)}
         numbers = {name: cast.total(name) for name in ("finished", "bytes", "broken", "refused")}
-        say("")
+        print(flush=True)
         say(f"conversations held to the end: {numbers['finished']}")
         say(f"bytes, each checked:           {numbers['bytes']}")
         say(f"connections open throughout:   {self._least}")
         say(f"kills:                         {', '.join(f'{n} {what}' for what, n in kills.items())}")
         say(f"broken or refused by kills:    {numbers['broken']}, {numbers['refused']}")
+        say(f"slowest to come back:          {', '.join(f'{s:.1f} s {n}' for n, s in killer.slowest.items())}")
         for change in changes:
             say(change.text())
         self.result |= {
             **numbers,
             "throughout": self._least,
             "kills": kills,
+            "slowest": killer.slowest,
             "changes": [asdict(change) for change in changes],
             "samples": [asdict(sample) for sample in self._watch.samples],
         }

@@ -6,6 +6,7 @@
 //!   --seed N         what is said, and when
 //!   --standing N     connections per VM that our clients keep open throughout (0)
 //!   --active N       other conversations of our clients per VM at any time (0)
+//!   --pause MS       the longest pause between two of them (0)
 //!   --fragile        the daemon, the other end or we may be killed: a connection that breaks is no fault, a wrong byte is
 //!   --beside         hosts only: beside others, at the ports of those who may be killed
 //!   --killed-hosts   guests only: there are such hosts; connect to them, too
@@ -45,8 +46,8 @@ const HOST_FRAGILE: u32 = 5001;
 const WAIT: Duration = Duration::from_millis(20);
 
 /// How to call it.
-const USAGE: &str = "usage: vsock-soak guests|hosts [--seed N] [--standing N] [--active N] [--fragile] [--beside]
-                  [--killed-hosts] [--bridge PATH] NAME:CID...";
+const USAGE: &str = "usage: vsock-soak guests|hosts [--seed N] [--standing N] [--active N] [--pause MS]
+                  [--fragile] [--beside] [--killed-hosts] [--bridge PATH] NAME:CID...";
 
 /// What the command line says, for all VMs.
 #[derive(Debug, Default)]
@@ -57,6 +58,8 @@ struct Options {
     standing: u32,
     /// Other conversations per VM.
     active: u32,
+    /// The longest pause of a client between two of them, in milliseconds.
+    pause: u32,
     /// Somebody may be killed.
     fragile: bool,
     /// At the ports of those who may be killed.
@@ -124,6 +127,7 @@ fn parse(words: Vec<String>) -> Result<(bool, Options, Vec<Vm>), String> {
             "--seed" => options.seed = u64::from(number(value()?)?),
             "--standing" => options.standing = number(value()?)?,
             "--active" => options.active = number(value()?)?,
+            "--pause" => options.pause = number(value()?)?,
             "--fragile" => options.fragile = true,
             "--beside" => options.beside = true,
             "--killed-hosts" => options.killed_hosts = true,

@@ -83,6 +83,8 @@ impl Party {
                 made.push(self.entry(plan, false, Role::Standing, self.options.fragile));
             }
         } else if self.active < self.options.active {
+            let pause = self.random.within(0..self.options.pause + 1);
+            self.not_before = Instant::now() + Duration::from_millis(u64::from(pause));
             match draw(&mut self.random) {
                 Next::One(plan, slow) => made.push(self.entry(plan, slow, Role::Active, fragile)),
                 Next::Storm(count) => {
