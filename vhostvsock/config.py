@@ -52,6 +52,7 @@ class VmConfig:
     socket_access: Access = Access()
     uds_access: Access = Access()
     poll_us: int = DEFAULT_POLL_US  # how long to look for more at the most before sleeping, in microseconds
+    reconnect: bool = False  # whether a QEMU that reconnects by itself is served again; see docs/recovery.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ _VM_KEYS: dict[str, type | tuple[type, ...]] = {
     "uds_mode": str,
     "uds_owner": str,
     "poll_us": int,
+    "reconnect": bool,
 }
 _TOP_TYPES: dict[str, type] = {"runtime_dir": str, "bridge_mode": str, "bridge_owner": str, "parent": bool}
 # In place of a CID: the lowest that is free in the domain of the VM's namespace.
@@ -105,6 +107,7 @@ def from_flags(
     parent: bool = True,
     poll_us: int | None = None,
     bridge_mode: str | None = None,
+    reconnect: bool | None = None,
 ) -> DaemonConfig:
     """The configuration of a single VM, from the command line."""
     try:
@@ -112,7 +115,13 @@ def from_flags(
     except ValueError as error:
         raise ConfigError(f"--guest-cid: {error}") from None
     table: dict[str, Any] = {"cid": number, "socket": socket, "uds_path": uds_path}
-    optional = {"name": name, "socket_mode": socket_mode, "socket_owner": socket_owner, "poll_us": poll_us}
+    optional = {
+        "name": name,
+        "socket_mode": socket_mode,
+        "socket_owner": socket_owner,
+        "poll_us": poll_us,
+        "reconnect": reconnect,
+    }
     table.update((key, value) for key, value in optional.items() if value is not None)
     vm = _vm_from_table(table, where=None, base="")
     _check_together([vm], "command line")
@@ -225,6 +234,7 @@ def _vm_from_table(table: Mapping[str, Any], *, where: Callable[[str], str] | No
         socket_access=socket_access,
         uds_access=_access(table, "uds", socket_access, label),
         poll_us=_poll(table.get("poll_us", DEFAULT_POLL_US), label("poll_us")),
+        reconnect=table.get("reconnect", False),
     )
 
 

@@ -84,6 +84,7 @@ class ServedVm:
                 hybrid_listener=self._clients.fileno(),
                 uds_path=self.config.uds_path,
                 poll_us=self.config.poll_us,
+                reconnect=self.config.reconnect,
                 handshake_timeout_ms=max(1, round(self._handshake_timeout * 1000)),
             )
         )

@@ -18,7 +18,17 @@ from vhostvsock.daemon import Daemon
 from vhostvsock.errors import ConfigError
 from vhostvsock.systemd import activation
 
-_ONE_VM = ("guest_cid", "socket", "uds_path", "name", "socket_mode", "socket_owner", "bridge_mode", "poll_us")
+_ONE_VM = (
+    "guest_cid",
+    "socket",
+    "uds_path",
+    "name",
+    "socket_mode",
+    "socket_owner",
+    "bridge_mode",
+    "poll_us",
+    "reconnect",
+)
 _NEEDED = ("guest_cid", "socket", "uds_path")
 
 
@@ -64,6 +74,7 @@ def configuration(args: argparse.Namespace) -> DaemonConfig:
         parent=not args.no_parent,
         poll_us=args.poll_us,
         bridge_mode=args.bridge_mode,
+        reconnect=args.reconnect,
     )
 
 

@@ -56,6 +56,7 @@ examples:
   uds_mode = "0666"                   # optional; default: socket_mode
   uds_owner = ":users"                # optional; default: socket_owner
   poll_us = 50                        # optional; see --poll-us
+  reconnect = true                    # optional; see --reconnect
 
   Relative paths in the file start at the file's own directory.
 
@@ -110,6 +111,13 @@ def add(commands: Subparsers) -> None:
         type=int,
         help="after work, look for more for so long at the most before sleeping: less waiting for more processor time, "
         "and none while the VM is idle; 0 to 1000, 0 for never (default: 50)",
+    )
+    one.add_argument(
+        "--reconnect",
+        action="store_true",
+        default=None,
+        help="QEMU's chardev has `reconnect`: should this daemon die, `stop` and `cont` in QEMU give the guest to the "
+        "next one. The guest can have 8 regions of memory at most then",
     )
     command.add_argument(
         "--handshake-timeout",

@@ -19,13 +19,12 @@ pub struct HostPorts {
     next_long: u32,
 }
 
-impl Default for HostPorts {
-    fn default() -> Self {
-        Self { next_short: FIRST, next_long: LAST_SHORT + 1 }
-    }
-}
-
 impl HostPorts {
+    /// Begins at any place among the short ones, which `start` names.
+    pub fn new(start: u32) -> Self {
+        Self { next_short: FIRST + start % (LAST_SHORT - FIRST + 1), next_long: LAST_SHORT + 1 }
+    }
+
     /// A port for which `taken` says no; `None` when all 2^32 are taken.
     pub fn allocate(&mut self, taken: impl Fn(HostPort) -> bool) -> Option<HostPort> {
         if let Some(port) = search(&mut self.next_short, FIRST, LAST_SHORT, LAST_SHORT - FIRST + 1, &taken) {
@@ -55,7 +54,7 @@ mod tests {
 
     #[test]
     fn ports_are_short_and_unprivileged_until_those_run_out() {
-        let mut ports = HostPorts::default();
+        let mut ports = HostPorts::new(0);
         let mut taken = HashSet::new();
         for _ in FIRST..=LAST_SHORT {
             let port = ports.allocate(|port| taken.contains(&port)).unwrap();
@@ -65,5 +64,16 @@ mod tests {
         assert_eq!(ports.allocate(|port| taken.contains(&port)), Some(HostPort(LAST_SHORT + 1)));
         taken.remove(&HostPort(2000));
         assert_eq!(ports.allocate(|port| taken.contains(&port)), Some(HostPort(2000)));
+    }
+
+    #[test]
+    fn ports_begin_anywhere_among_the_short_ones() {
+        for start in [0, 1, LAST_SHORT - FIRST, LAST_SHORT - FIRST + 1, u32::MAX] {
+            let mut ports = HostPorts::new(start);
+            let first = ports.allocate(|_| false).unwrap().0;
+            assert_eq!(first, FIRST + start % (LAST_SHORT - FIRST + 1));
+            let second = ports.allocate(|_| false).unwrap().0;
+            assert_eq!(second, if first == LAST_SHORT { FIRST } else { first + 1 });
+        }
     }
 }

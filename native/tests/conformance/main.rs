@@ -18,5 +18,6 @@ mod lifecycle;
 mod memory;
 mod notifications;
 mod properties;
+mod recovery;
 mod rig;
 mod streams;
