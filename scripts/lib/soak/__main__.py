@@ -57,7 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         "--active", type=int, default=4, metavar="N", help="others per VM and side at a time (default: 4)"
     )
     parser.add_argument(
-        "--rate", type=float, default=200, metavar="N", help="conversations begun per second at most (default: 200)"
+        "--rate",
+        type=float,
+        default=200,
+        metavar="N",
+        help="conversations and storms begun per second, about (default: 200)",
     )
     parser.add_argument("--kill-every", type=float, metavar="S", help="seconds between kills (default: by --seconds)")
     parser.add_argument("--seed", type=int, metavar="S", help="what is said and when (default: by the clock)")

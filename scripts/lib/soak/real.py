@@ -21,7 +21,7 @@ from scripts.lib.soak.players import Vm
 KINDS = (Kind("new", "10.0"), Kind("6.1", "7.2"))
 MIB = 1 << 20
 # Emulated guests on a machine that is full of work.
-_LIMIT = 300.0
+_LIMIT = 600.0
 
 
 class RealGuest:
@@ -58,14 +58,14 @@ class RealGuest:
     def _live(self) -> None:
         machine = Machine(self._kind, self._cwd, self._daemon)
         try:
-            machine.boot()
+            machine.boot(limit=_LIMIT)
             self._up.set()
             killed = time.monotonic()
             while not self._over.is_set():
                 self._converse(machine, kill=False)
                 if self._kill_every is not None and time.monotonic() - killed > self._kill_every:
                     self._converse(machine, kill=True)
-                    machine.boot()
+                    machine.boot(limit=_LIMIT)
                     killed = time.monotonic()
         except Exception as error:
             self.fault = f"the guest {self._kind} of {self.vm.name}: {error!r}; {machine.describe()}"

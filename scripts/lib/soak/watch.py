@@ -1,15 +1,14 @@
 """What a daemon uses, sample by sample, and whether that has grown.
 
 Before: run.py names the daemon's process and says when the load is complete.
-After:  medians of two windows of time, side by side, and a verdict on each.
+After:  the lowest values of two windows of time, side by side, and a verdict on each.
 Rules:  - Judged is what the daemon alone decides: descriptors, threads, and memory of its own. Its whole RSS and PSS
           have the guests' memory in them, which grows as guests touch it; they are shown.
-        - Windows are compared by medians: what comes and goes is no growth.
+        - Windows are compared by their lowest values: what comes and goes is no growth, and a leak does not go.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -117,11 +116,11 @@ class Watch:
 
     def changes(self, seconds: float) -> list[Change]:
         """All quantities in the two windows. There must be samples in both."""
-        medians = []
+        lowest = []
         for begin, end in windows(seconds):
             within = [asdict(sample) for sample in self.samples if begin <= sample.at <= end]
-            medians.append({name: statistics.median(each[name] for each in within) for name in TITLES})
-        before, after = medians
+            lowest.append({name: min(each[name] for each in within) for name in TITLES})
+        before, after = lowest
         return [Change(name, before[name], after[name]) for name in TITLES]
 
 
