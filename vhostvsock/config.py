@@ -64,6 +64,7 @@ class VmConfig:
     poll_us: int = DEFAULT_POLL_US  # how long to look for more at the most before sleeping, in microseconds
     max_connections: int = DEFAULT_MAX_CONNECTIONS  # that may be open, or being opened, at once
     buf_alloc: int = DEFAULT_BUF_ALLOC  # receive window of each connection, in bytes
+    reconnect: bool = False  # whether a QEMU that reconnects by itself is served again; see docs/recovery.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ _VM_KEYS: dict[str, type | tuple[type, ...]] = {
     "poll_us": int,
     "max_connections": int,
     "buf_alloc": int,
+    "reconnect": bool,
 }
 _TOP_TYPES: dict[str, type] = {"runtime_dir": str, "bridge_mode": str, "bridge_owner": str, "parent": bool}
 # In place of a CID: the lowest that is free in the domain of the VM's namespace.
@@ -121,6 +123,7 @@ def from_flags(
     max_connections: int | None = None,
     buf_alloc: int | None = None,
     bridge_mode: str | None = None,
+    reconnect: bool | None = None,
 ) -> DaemonConfig:
     """The configuration of a single VM, from the command line."""
     try:
@@ -135,6 +138,7 @@ def from_flags(
         "poll_us": poll_us,
         "max_connections": max_connections,
         "buf_alloc": buf_alloc,
+        "reconnect": reconnect,
     }
     table.update((key, value) for key, value in optional.items() if value is not None)
     vm = _vm_from_table(table, where=None, base="")
@@ -257,6 +261,7 @@ def _vm_from_table(table: Mapping[str, Any], *, where: Callable[[str], str] | No
         poll_us=number("poll_us", DEFAULT_POLL_US, 0, MAX_POLL_US),
         max_connections=number("max_connections", DEFAULT_MAX_CONNECTIONS, 1, MAX_CONNECTIONS),
         buf_alloc=number("buf_alloc", DEFAULT_BUF_ALLOC, MIN_BUF_ALLOC, MAX_BUF_ALLOC),
+        reconnect=table.get("reconnect", False),
     )
 
 

@@ -18,6 +18,7 @@ import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from vhostvsock import memory
 from vhostvsock.bridge import peers, places
 from vhostvsock.bridge.server import Bridge
 from vhostvsock.config import Access, DaemonConfig
@@ -107,6 +108,7 @@ class Daemon:
         for listening in clients:
             self._keep_going(bridge.serve, listening)
         self._keep_going(peers.serve, others, bridge.take_over)
+        self._keep_going(memory.give_back)
         seconds = watchdog.period(os.environ)
         if seconds is not None:
             self._keep_going(watchdog.watch, seconds, lambda: self._vms)

@@ -63,6 +63,7 @@ class _Lib(Protocol):
     def vhv_device_stats(self, device: int, stats: Any, err: Any) -> int: ...
     def vhv_stat_name(self, index: int) -> Any: ...
     def vhv_device_free(self, device: int, err: Any) -> int: ...
+    def vhv_trim(self, err: Any) -> int: ...
 
 
 _lib: _Lib = _lib_untyped
@@ -132,6 +133,7 @@ class DeviceConfig:
     connect_timeout_ms: int = 0
     poll_us: int = 0  # here zero means not at all
     seqpacket_listener: int = -1  # none
+    reconnect: bool = False
 
 
 def _call(what: str, function: Callable[..., int], *args: Any) -> int:
@@ -143,6 +145,11 @@ def _call(what: str, function: Callable[..., int], *args: Any) -> int:
     text = _ffi.string(err.message).decode("utf-8", "replace") or f"status {status}"
     kinds = {ERR_HANDLE: StaleHandleError, ERR_BUSY: BusyError, ERR_PANIC: NativePanicError}
     raise kinds.get(status, NativeError)(f"{what}: {text}", code=status, os_errno=int(err.os_errno))
+
+
+def trim() -> None:
+    """Give freed memory back to the system."""
+    _call("cannot give memory back", _lib.vhv_trim)
 
 
 @functools.cache
@@ -292,6 +299,7 @@ class Engine(_Handle):
         record.handshake_timeout_ms = config.handshake_timeout_ms
         record.connect_timeout_ms = config.connect_timeout_ms
         record.poll_us = config.poll_us
+        record.reconnect = config.reconnect
         device = _ffi.new("uint64_t *")
         _call(f"vm {config.name}: cannot start the device", _lib.vhv_device_new, self.handle, record, device)
         return Device(int(device[0]), config.name)

@@ -96,6 +96,7 @@ class ServedVm:
                 poll_us=self.config.poll_us,
                 max_connections=self.config.max_connections,
                 buf_alloc=self.config.buf_alloc,
+                reconnect=self.config.reconnect,
                 handshake_timeout_ms=max(1, round(self._handshake_timeout * 1000)),
             )
         )

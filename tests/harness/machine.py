@@ -73,7 +73,9 @@ class Machine:
         assert self._guest is not None, "no guest runs"
         return self._guest
 
-    def boot(self, *extra: str, config: Path | None = None, image: Path | None = None) -> Machine:
+    def boot(
+        self, *extra: str, config: Path | None = None, image: Path | None = None, limit: float = BOOT_LIMIT
+    ) -> Machine:
         """Start QEMU on the sockets and wait until the guest is up."""
         qemu = fetch.qemu(self.kind.qemu)
         kernel = fetch.kernel(self.kind.kernel)
@@ -82,7 +84,7 @@ class Machine:
         self._qemu = Qemu([*self._within, *command], qemu.env, self.cwd)
         self._guest = Guest(self.cwd / "control.sock")
         try:
-            self._guest.wait_boot()
+            self._guest.wait_boot(limit=limit)
         except WaitError as error:
             said = self._qemu.process.lines.seen[-10:]
             raise WaitError(f"{error}; console: {self._qemu.console()[-2000:]}; QEMU: {said}") from None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import lacking, tool
-from netns.serving import World, guest_program, world
+from netns.serving import World, driver_program, world
 
 from vhostvsock.registry.netns import Namespace, NetnsId, in_thread, leave_for_new, open_namespace, own
 
@@ -74,7 +74,7 @@ def names() -> Iterator[Names]:
 
 @pytest.fixture(scope="session")
 def program() -> str:
-    return guest_program()
+    return driver_program("vsock-guest")
 
 
 @pytest.fixture

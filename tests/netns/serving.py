@@ -21,26 +21,15 @@ from conftest import ROOT, lacking, tool
 LIMIT = 20.0
 
 
-def guest_program() -> str:
-    """vsock-guest, built if it has to be."""
+def driver_program(name: str) -> str:
+    """A program of native/driver, built if it has to be."""
     cargo = shutil.which("cargo")
     if cargo is None:
         lacking("cargo")
     manifest = str(ROOT / "native" / "Cargo.toml")
-    command = [
-        cargo,
-        "build",
-        "-q",
-        "--release",
-        "--manifest-path",
-        manifest,
-        "-p",
-        "vsock-driver",
-        "--bin",
-        "vsock-guest",
-    ]
+    command = [cargo, "build", "-q", "--release", "--manifest-path", manifest, "-p", "vsock-driver", "--bin", name]
     subprocess.run(command, check=True)
-    return str(ROOT / "native" / "target" / "release" / "vsock-guest")
+    return str(ROOT / "native" / "target" / "release" / name)
 
 
 def within(namespace: str | None) -> list[str]:

@@ -53,6 +53,12 @@ def test_a_vm_has_bounds_also_where_none_are_given() -> None:
     assert (default.max_connections, default.buf_alloc) == (16384, 262144)
 
 
+def test_front_ends_that_reconnect_are_expected_where_the_file_says_so() -> None:
+    assert not load(vm()).vms[0].reconnect
+    assert load(vm(reconnect=True)).vms[0].reconnect
+    assert "reconnect must be true or false, not a number" in refused(vm(reconnect=1))
+
+
 def test_the_name_defaults_to_the_cid() -> None:
     assert load(vm(name=None)).vms[0].name == "cid42"
 

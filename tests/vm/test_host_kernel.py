@@ -19,7 +19,7 @@ from harness.daemon import BACKEND
 from harness.machine import Kind, Machine
 from harness.qemu import CONFIGS
 from harness.system import system_image
-from netns.serving import guest_program
+from netns.serving import driver_program
 
 from scripts.lib import fetch
 
@@ -47,7 +47,9 @@ def middle(prerequisites: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
     if fetch.installed_qemu() is None:
         lacking("an installed qemu-system-x86_64, for the VM within")
     directory = tmp_path_factory.mktemp("system")
-    image = system_image(fetch.kernel(KIND.kernel), directory / "image", {"vsock-guest": Path(guest_program())})
+    image = system_image(
+        fetch.kernel(KIND.kernel), directory / "image", {"vsock-guest": Path(driver_program("vsock-guest"))}
+    )
     config = directory / "large.cfg"
     text = (CONFIGS / KIND.config).read_text()
     changed = text.replace('size = "512M"', f'size = "{MEMORY}"').replace('maxmem = "2G"', 'maxmem = "4G"')

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,23 @@ def test_the_service_manager_is_told_ready_and_stopping(start: Start, short_dir:
         assert manager.recv(200) == b"STOPPING=1"
 
 
-def test_a_daemon_killed_with_sigkill_is_followed_by_the_next_on_the_same_sockets(start: Start) -> None:
-    for _ in range(3):
+def test_a_daemon_killed_with_sigkill_is_followed_by_the_next_on_the_same_sockets_within_a_second(
+    start: Start, short_dir: Path
+) -> None:
+    seconds = []
+    for _ in range(5):
+        begin = time.monotonic()
         process = start(*ONE_VM)
         process.wait_ready()
-        assert process.stop(signal.SIGKILL) == -signal.SIGKILL
+        # Without the time for which the machine had no processor for it.
+        waited = int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
+        seconds.append(time.monotonic() - begin - waited)
+        # Both sockets are its own: a front-end is attached, a client is answered.
+        with connect(short_dir / "vh.sock"), connect(short_dir / "v.sock", b"CONNECT 80\n") as client:
+            assert read_to_end(client) == b""
+            assert process.stop(signal.SIGKILL) == -signal.SIGKILL
+    # This process waits for a processor, too: the slowest says nothing about the daemon.
+    assert min(seconds) < 1.0, seconds
     process = start(*ONE_VM)
     process.wait_ready()
     assert process.stop() == 0

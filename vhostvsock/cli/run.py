@@ -28,6 +28,7 @@ _ONE_VM = (
     "poll_us",
     "max_connections",
     "buf_alloc",
+    "reconnect",
 )
 _NEEDED = ("guest_cid", "socket", "uds_path")
 
@@ -76,6 +77,7 @@ def configuration(args: argparse.Namespace) -> DaemonConfig:
         max_connections=args.max_connections,
         buf_alloc=args.buf_alloc,
         bridge_mode=args.bridge_mode,
+        reconnect=args.reconnect,
     )
 
 

@@ -59,6 +59,7 @@ examples:
   poll_us = 50                        # optional; see --poll-us
   max_connections = 16384             # optional; see --max-connections
   buf_alloc = 262144                  # optional; see --buf-alloc
+  reconnect = true                    # optional; see --reconnect
 
   Relative paths in the file start at the file's own directory.
 
@@ -128,6 +129,13 @@ def add(commands: Subparsers) -> None:
         type=int,
         help="receive window of each connection: how much the guest may send that the host application has not read; "
         "4096 to 16777216 (default: 262144, as Linux)",
+    )
+    one.add_argument(
+        "--reconnect",
+        action="store_true",
+        default=None,
+        help="QEMU's chardev has `reconnect`: should this daemon die, `stop` and `cont` in QEMU give the guest to the "
+        "next one. The guest can have 8 regions of memory at most then",
     )
     command.add_argument(
         "--handshake-timeout",

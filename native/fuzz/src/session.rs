@@ -70,7 +70,9 @@ pub fn run(data: &[u8]) {
     let (socket, theirs) = UnixStream::pair().expect("socketpair");
     socket.set_nonblocking(true).expect("fcntl");
     theirs.set_nonblocking(true).expect("fcntl");
-    let session = Session::new(theirs.into(), GuestCid::new(42).expect("a CID"));
+    // By the last byte, so that inputs of before mean what they meant.
+    let reconnects = data.last().is_some_and(|byte| byte & 1 != 0);
+    let session = Session::new(theirs.into(), GuestCid::new(42).expect("a CID"), reconnects);
     let mut front =
         Front { socket, session, files: Vec::new(), peers: Vec::new(), pipes: Vec::new(), segments: Vec::new() };
     for _ in 0..STEPS {

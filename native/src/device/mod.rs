@@ -62,6 +62,8 @@ pub struct Settings {
     pub connect_timeout: u64,
     /// How long to look for more at the most before sleeping, in nanoseconds; 0 for not at all.
     pub poll: u64,
+    /// The front-end is to be able to go on at another back-end, should this one die.
+    pub reconnect: bool,
 }
 
 impl Settings {
@@ -76,6 +78,7 @@ impl Settings {
             handshake_timeout: 5 * SECOND,
             connect_timeout: 10 * SECOND,
             poll: 0,
+            reconnect: false,
         }
     }
 }

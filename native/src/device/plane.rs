@@ -16,7 +16,7 @@ use crate::events::{Kind, Level, Log};
 use crate::mux::{Config, Mux};
 use crate::packet::spec::{EVENT_QUEUE, RX_QUEUE};
 use crate::slab::Slab;
-use crate::timers::{MILLISECOND, SECOND, Timers};
+use crate::timers::{MICROSECOND, MILLISECOND, SECOND, Timers};
 use crate::vhost_user::session::{Effect, Session, Vring};
 use crate::vhost_user::wire::End;
 use crate::virtio::queue::{Queue, RingError};
@@ -116,6 +116,8 @@ impl Plane {
             guest_cid: settings.guest_cid,
             buf_alloc: settings.buf_alloc,
             max_connections: settings.max_connections,
+            // Not where the device before began, of which the guest may still have connections.
+            first_port: u32::try_from(clock() / MICROSECOND % u64::from(u32::MAX)).unwrap_or(0),
         };
         let hosts = Hosts {
             mux: Mux::new(config, Arc::clone(&stats)),
@@ -300,7 +302,7 @@ impl Plane {
         self.hosts.asks = admission.asks;
         self.hosts.stats.attached.add(1);
         self.hosts.log.state(Kind::Attached, Level::Info, "");
-        let session = Session::new(front_end, guest_cid);
+        let session = Session::new(front_end, guest_cid, self.settings.reconnect);
         let watched = self.poller.add_level(session.wire.socket(), Token::FrontEnd);
         self.session = Some(session);
         if let Err(error) = watched {

@@ -7,6 +7,7 @@
 
 mod guard;
 mod handle;
+mod memory;
 
 use crate::device::{Admission, BRIDGE_TIMEOUT, Client, Device, Listeners, Scope, Settings};
 use crate::events::Events;
@@ -64,6 +65,8 @@ pub struct VhvDeviceConfig {
     pub connect_timeout_ms: u32,
     /// How long to look for more at the most before sleeping.
     pub poll_us: u32,
+    /// 1 if the front-end is to be able to go on at another back-end, should this one die, else 0.
+    pub reconnect: u32,
 }
 
 /// What a device counted, in the order of the names that [`vhv_stat_name`] tells.
@@ -231,6 +234,7 @@ unsafe fn settings(config: &VhvDeviceConfig) -> Result<Settings, Failed> {
         max_connections: or_default(config.max_connections as usize, default.max_connections),
         handshake_timeout: or_default(nanoseconds(config.handshake_timeout_ms), default.handshake_timeout),
         poll: u64::from(config.poll_us) * MICROSECOND,
+        reconnect: config.reconnect != 0,
         connect_timeout: or_default(nanoseconds(config.connect_timeout_ms), default.connect_timeout),
         ..default
     })

@@ -44,6 +44,8 @@ pub struct Config {
     pub buf_alloc: u32,
     /// Connections that may exist at once.
     pub max_connections: usize,
+    /// Names the first host port given out.
+    pub first_port: u32,
 }
 
 /// All connections of one guest.
@@ -79,7 +81,7 @@ impl Mux {
             seqpacket: false,
             conns: Slab::default(),
             by_key: HashMap::default(),
-            ports: HostPorts::default(),
+            ports: HostPorts::new(config.first_port),
             replies: VecDeque::new(),
             control_queue: VecDeque::new(),
             data_queue: VecDeque::new(),

@@ -23,13 +23,12 @@ pub struct HostPorts {
     next_long: u32,
 }
 
-impl Default for HostPorts {
-    fn default() -> Self {
-        Self { next_short: FIRST, next_long: LAST_SHORT + 1 }
-    }
-}
-
 impl HostPorts {
+    /// Begins at any place among the short ones, which `start` names.
+    pub fn new(start: u32) -> Self {
+        Self { next_short: FIRST + start % (LAST_SHORT - FIRST + 1), next_long: LAST_SHORT + 1 }
+    }
+
     /// A port for which `taken` says no; `None` when there is none among those that come next.
     pub fn allocate(&mut self, taken: impl Fn(HostPort) -> bool) -> Option<HostPort> {
         search(&mut self.next_short, FIRST, LAST_SHORT, &taken)
@@ -58,7 +57,7 @@ mod tests {
 
     #[test]
     fn ports_are_short_and_unprivileged_until_those_run_out() {
-        let mut ports = HostPorts::default();
+        let mut ports = HostPorts::new(0);
         let mut taken = HashSet::new();
         for _ in FIRST..=LAST_SHORT {
             let port = ports.allocate(|port| taken.contains(&port)).unwrap();
@@ -72,7 +71,7 @@ mod tests {
 
     #[test]
     fn hundred_thousand_connections_to_one_guest_port_cost_each_a_bounded_search() {
-        let mut ports = HostPorts::default();
+        let mut ports = HostPorts::new(0);
         let mut taken = HashSet::new();
         for _ in 0..100_000 {
             let looked_at = Cell::new(0);
@@ -87,6 +86,17 @@ mod tests {
 
     #[test]
     fn search_gives_up_where_all_that_come_next_are_taken() {
-        assert_eq!(HostPorts::default().allocate(|_| true), None);
+        assert_eq!(HostPorts::new(0).allocate(|_| true), None);
+    }
+
+    #[test]
+    fn ports_begin_anywhere_among_the_short_ones() {
+        for start in [0, 1, LAST_SHORT - FIRST, LAST_SHORT - FIRST + 1, u32::MAX] {
+            let mut ports = HostPorts::new(start);
+            let first = ports.allocate(|_| false).unwrap().0;
+            assert_eq!(first, FIRST + start % (LAST_SHORT - FIRST + 1));
+            let second = ports.allocate(|_| false).unwrap().0;
+            assert_eq!(second, if first == LAST_SHORT { FIRST } else { first + 1 });
+        }
     }
 }

@@ -35,7 +35,8 @@ impl Bench {
     /// A mux with a limit of connections.
     fn with_limit(max_connections: usize) -> Self {
         let stats = Arc::new(Stats::default());
-        let config = Config { guest_cid: GuestCid::new(CID).unwrap(), buf_alloc: WINDOW, max_connections };
+        let config =
+            Config { guest_cid: GuestCid::new(CID).unwrap(), buf_alloc: WINDOW, max_connections, first_port: 0 };
         Self { mux: Mux::new(config, Arc::clone(&stats)), stats, now: SECOND }
     }
 

@@ -33,11 +33,11 @@ const FEATURES: u64 = SEQPACKET | VERSION_1 | INDIRECT_DESC | EVENT_IDX | PROTOC
 
 /// Offered. Not: STATUS (QEMU never sends DRIVER_OK for this device, so it would tell nothing), BACKEND_REQ (QEMU
 /// crashes on a configuration change of a stopped device), and whatever serves migration.
-const PROTOCOL: Protocol = Protocol::MQ
-    .union(Protocol::REPLY_ACK)
-    .union(Protocol::CONFIG)
-    .union(Protocol::RESET_DEVICE)
-    .union(Protocol::CONFIGURE_MEM_SLOTS);
+const PROTOCOL: Protocol =
+    Protocol::MQ.union(Protocol::REPLY_ACK).union(Protocol::CONFIG).union(Protocol::RESET_DEVICE);
+/// Offered to front-ends that do not reconnect. QEMU shares with it each region of memory once and never again: nothing
+/// that another back-end could begin with.
+const SLOTS: Protocol = Protocol::CONFIGURE_MEM_SLOTS;
 
 /// Receive, transmit and event queue. QEMU keeps the last for itself, other front-ends pass it.
 const QUEUES: usize = 3;
@@ -107,6 +107,8 @@ pub struct Session {
     features: u64,
     /// The guest's CID.
     guest_cid: GuestCid,
+    /// Protocol features offered.
+    protocol: Protocol,
     /// What GET_VRING_BASE said last, per ring. A start at another base is the start of a new driver.
     stopped_at: [Option<u16>; QUEUES],
 }
@@ -141,14 +143,16 @@ fn broken<T>(reason: impl Into<String>) -> Result<T, End> {
 }
 
 impl Session {
-    /// A session in which nothing was said yet.
-    pub fn new(socket: OwnedFd, guest_cid: GuestCid) -> Self {
+    /// A session in which nothing was said yet. A front-end that `reconnects` is to be able to say again
+    /// at the next back-end what it says here.
+    pub fn new(socket: OwnedFd, guest_cid: GuestCid, reconnects: bool) -> Self {
         Self {
             wire: Wire::new(socket),
             memory: GuestMemory::default(),
             vrings: Default::default(),
             features: 0,
             guest_cid,
+            protocol: if reconnects { PROTOCOL } else { PROTOCOL.union(SLOTS) },
             stopped_at: [None; QUEUES],
         }
     }
@@ -180,14 +184,14 @@ impl Session {
         let number = |value: u64| Ok((Effect::None, Some(value.to_ne_bytes().to_vec())));
         let effect = match request {
             FrontendReq::GET_FEATURES => return number(FEATURES),
-            FrontendReq::GET_PROTOCOL_FEATURES => return number(PROTOCOL.bits()),
+            FrontendReq::GET_PROTOCOL_FEATURES => return number(self.protocol.bits()),
             FrontendReq::GET_QUEUE_NUM => return number(QUEUES as u64),
             FrontendReq::GET_MAX_MEM_SLOTS => return number(MAX_SLOTS),
             FrontendReq::GET_CONFIG => return Ok((Effect::None, Some(self.config(&payload)?))),
             FrontendReq::SET_CONFIG => return broken("nothing in the configuration can be written"),
             FrontendReq::SET_FEATURES => self.set_features(fields.u64()?)?,
             FrontendReq::SET_PROTOCOL_FEATURES => {
-                let unknown = fields.u64()? & !PROTOCOL.bits();
+                let unknown = fields.u64()? & !self.protocol.bits();
                 if unknown != 0 {
                     return broken(format!("protocol features {unknown:#x} were not offered"));
                 }
@@ -242,6 +246,10 @@ impl Session {
             }
             FrontendReq::GET_VRING_BASE => {
                 let index = self.ring_index(fields.u32()?)?;
+                if index != EVENT_QUEUE && self.vrings[index].addresses.is_none() {
+                    // It ran at another back-end, if at all. Without an answer of use, QEMU takes the used index, which is right.
+                    return Ok((Effect::None, Some(Vec::new())));
+                }
                 let base = self.stop(index);
                 self.stopped_at[index] = Some(base);
                 let reply = [(index as u32).to_ne_bytes(), u32::from(base).to_ne_bytes()].concat();
@@ -394,6 +402,9 @@ impl Session {
             return Ok(());
         }
         let Some(layout) = self.layout(index) else {
+            if self.memory.region_count() == 0 {
+                return broken("no memory was shared (should the front-end reconnect, --reconnect is needed)");
+            }
             return broken(format!("queue {index} does not lie in the guest's memory"));
         };
         let event_idx = self.features & EVENT_IDX != 0;

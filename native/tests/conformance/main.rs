@@ -23,6 +23,7 @@ mod memory;
 mod notifications;
 mod properties;
 mod races;
+mod recovery;
 mod rig;
 mod seqpacket;
 mod seqpacket_credit;

@@ -40,6 +40,13 @@ impl FrontEnd {
         Ok(Self { socket, offered: 0, features: 0, protocol: 0 })
     }
 
+    /// The same guest's front-end at another back-end, as QEMU's chardev reconnects: nothing is negotiated anew.
+    pub fn reconnect(&mut self, socket: UnixStream) -> io::Result<()> {
+        let Self { features, protocol, offered, .. } = *self;
+        *self = Self { features, protocol, offered, ..Self::from_stream(socket)? };
+        Ok(())
+    }
+
     // ---- message by message ----
 
     /// Sends a request and waits for nothing.

@@ -20,8 +20,10 @@ pub struct Kernel {
     pub guest: Guest,
     /// Which kernel it is.
     rules: Rules,
-    /// All sockets that ever were.
-    sockets: Vec<Socket>,
+    /// All sockets that were not released.
+    sockets: HashMap<SocketId, Socket>,
+    /// Sockets made so far.
+    made: usize,
     /// Those that packets find.
     by_ports: HashMap<(u32, u32), SocketId>,
     /// Kinds of sockets that listen, and connections that no application has accepted, by port.
@@ -42,7 +44,8 @@ impl Kernel {
         Self {
             guest,
             rules,
-            sockets: Vec::new(),
+            sockets: HashMap::new(),
+            made: 0,
             by_ports: HashMap::new(),
             listeners: HashMap::new(),
             pending: VecDeque::new(),
@@ -52,14 +55,19 @@ impl Kernel {
         }
     }
 
-    /// A socket, to change.
-    pub(super) fn socket_mut(&mut self, id: SocketId) -> &mut Socket {
-        &mut self.sockets[id.0]
-    }
-
     /// A socket, to look at.
     pub fn socket(&self, id: SocketId) -> &Socket {
-        &self.sockets[id.0]
+        self.sockets.get(&id).expect("the socket was not released")
+    }
+
+    /// The same, to change it.
+    pub(super) fn socket_mut(&mut self, id: SocketId) -> &mut Socket {
+        self.sockets.get_mut(&id).expect("the socket was not released")
+    }
+
+    /// Connections, open, being opened or being closed.
+    pub fn open(&self) -> usize {
+        self.by_ports.len()
     }
 
     // ---- applications ----
@@ -146,7 +154,7 @@ impl Kernel {
                 break;
             }
             self.unpublished = true;
-            let socket = &mut self.sockets[id.0];
+            let socket = self.socket_mut(id);
             socket.tx_cnt = socket.tx_cnt.wrapping_add(header.len);
             sent += len;
         }
@@ -174,7 +182,7 @@ impl Kernel {
 
     /// Reads up to `max` bytes, if there are any.
     pub fn recv(&mut self, id: SocketId, max: usize) -> Received {
-        let (received, due) = self.sockets[id.0].read(max);
+        let (received, due) = self.socket_mut(id).read(max);
         if due {
             self.send_op(id, op::CREDIT_UPDATE, 0);
             self.flush();
@@ -224,7 +232,7 @@ impl Kernel {
 
     /// `shutdown(2)`.
     pub fn shutdown(&mut self, id: SocketId, flags: u32) {
-        self.sockets[id.0].own_shutdown |= flags;
+        self.socket_mut(id).own_shutdown |= flags;
         if self.socket(id).state == State::Established {
             self.send_op(id, op::SHUTDOWN, flags);
             self.flush();
@@ -242,12 +250,21 @@ impl Kernel {
             }
             State::Established => {
                 self.send_op(id, op::SHUTDOWN, both);
-                self.sockets[id.0].state = State::Closing;
+                self.socket_mut(id).state = State::Closing;
             }
             State::Connecting => self.end(id),
             State::Closing | State::Closed => {}
         }
         self.flush();
+    }
+
+    /// Closes a socket that nobody will look at again: it is forgotten once the peer has agreed.
+    pub fn release(&mut self, id: SocketId) {
+        self.close(id);
+        match self.socket(id).state {
+            State::Closed => drop(self.sockets.remove(&id)),
+            _ => self.socket_mut(id).released = true,
+        }
     }
 
     // ---- packets ----
@@ -297,17 +314,17 @@ impl Kernel {
         let Some(&id) = self.by_ports.get(&ports) else {
             match (header.op, self.listeners.get_mut(&header.dst_port)) {
                 (op::REQUEST, Some((kind, queue))) if *kind == header.type_ => {
-                    let id = SocketId(self.sockets.len());
+                    let id = SocketId(self.made);
                     queue.push_back(id);
                     self.insert(header.type_, ports.0, ports.1, State::Established);
-                    self.sockets[id.0].learn(&header);
+                    self.socket_mut(id).learn(&header);
                     self.send_op(id, op::RESPONSE, 0);
                 }
                 _ => self.reset_no_socket(&header),
             }
             return;
         };
-        let socket = &mut self.sockets[id.0];
+        let socket = self.sockets.get_mut(&id).expect("ports name no socket that was released");
         if socket.kind != header.type_ {
             return self.reset_no_socket(&header);
         }
@@ -344,31 +361,35 @@ impl Kernel {
         if tell {
             self.send_op(id, op::RST, 0);
         }
-        self.sockets[id.0].fault = Some(why);
+        self.socket_mut(id).fault = Some(why);
         self.end(id);
     }
 
     /// No packet finds this socket any more.
     fn end(&mut self, id: SocketId) {
-        let socket = &mut self.sockets[id.0];
+        let socket = self.socket_mut(id);
         socket.state = State::Closed;
-        let ports = (socket.local, socket.peer);
+        let (ports, released) = ((socket.local, socket.peer), socket.released);
         if self.by_ports.get(&ports) == Some(&id) {
             self.by_ports.remove(&ports);
+        }
+        if released {
+            self.sockets.remove(&id);
         }
     }
 
     /// Adds a socket.
     fn insert(&mut self, kind: u16, local: u32, peer: u32, state: State) -> SocketId {
-        let id = SocketId(self.sockets.len());
-        self.sockets.push(Socket::new(kind, local, peer, state, self.rules));
+        let id = SocketId(self.made);
+        self.made += 1;
+        self.sockets.insert(id, Socket::new(kind, local, peer, state, self.rules));
         self.by_ports.insert((local, peer), id);
         id
     }
 
     /// A header of this socket.
     fn header(&mut self, id: SocketId, op: u16, flags: u32) -> Header {
-        let socket = &mut self.sockets[id.0];
+        let socket = self.socket_mut(id);
         let (buf_alloc, fwd_cnt) = socket.tell();
         let (type_, local, peer) = (socket.kind, socket.local, socket.peer);
         Header { type_, flags, buf_alloc, fwd_cnt, ..self.guest.header(op, local, peer) }

@@ -102,6 +102,8 @@ pub struct Socket {
     pub state: State,
     /// What went wrong.
     pub fault: Option<Ended>,
+    /// Its application has no more interest in it.
+    pub released: bool,
     /// Directions that the peer closed.
     pub peer_shutdown: u32,
     /// Directions that the application closed.
@@ -137,6 +139,7 @@ impl Socket {
             peer,
             state,
             fault: None,
+            released: false,
             peer_shutdown: 0,
             own_shutdown: 0,
             buf_alloc: rules.buf_alloc,

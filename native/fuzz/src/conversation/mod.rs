@@ -100,7 +100,7 @@ impl World {
         let guest_cid = GuestCid::new(CID).expect("a CID");
         let kind = input.u8();
         let window = WINDOWS[usize::from(kind >> 7)];
-        let config = Config { guest_cid, buf_alloc: window, max_connections: MAX_CONNECTIONS };
+        let config = Config { guest_cid, buf_alloc: window, max_connections: MAX_CONNECTIONS, first_port: 0 };
         let buf_alloc = input.pick(&[256 * 1024, 500, 2000, 5000, 60_000, 600_000]);
         let rules = Rules {
             min_window: kind & 1 != 0,
