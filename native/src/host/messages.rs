@@ -5,14 +5,14 @@
 //! Rules: never blocks. What waits for the application is bounded by the guest's credit, what waits for the guest is one
 //! message. The memory is there only while it is needed.
 
-use super::stream::{NoMemory, Stop};
+use super::lengths::Lengths;
+use super::stream::{NoMemory, Stop, make_room_for};
 use crate::faults::{no_buffers, no_memory};
 use crate::packet::Type;
 use crate::virtio::memory::Segment;
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_send_buffer_size, socket_send_buffer_size, socket_type};
 use rustix::net::{SendFlags, SocketType, send};
-use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 /// What a UNIX socket wants to have left of its send buffer beside a message (`unix_dgram_sendmsg`, net/unix/af_unix.c).
@@ -35,7 +35,7 @@ pub struct Messages {
     /// How many in front were sent.
     sent: usize,
     /// Lengths of the whole messages.
-    whole: VecDeque<usize>,
+    whole: Lengths,
     /// Length of the beginning behind them.
     part: usize,
     /// A message for the guest, which has the beginning of it.
@@ -73,9 +73,8 @@ impl Messages {
             self.bytes.drain(..std::mem::take(&mut self.sent));
         }
         let wanted = pieces.iter().map(Segment::len).sum();
-        if no_memory() || self.bytes.try_reserve(wanted).is_err() || self.whole.try_reserve(1).is_err() {
-            return Err(NoMemory);
-        }
+        make_room_for(wanted, &mut self.bytes)?;
+        self.whole.make_room()?;
         for piece in pieces {
             let old = self.bytes.len();
             self.bytes.resize(old + piece.len(), 0);
@@ -87,7 +86,7 @@ impl Messages {
 
     /// The message is whole.
     pub fn complete(&mut self) {
-        self.whole.push_back(std::mem::take(&mut self.part));
+        self.whole.push(std::mem::take(&mut self.part));
     }
 
     /// Forgets the beginning of a message that will have no end; its length.
@@ -109,7 +108,7 @@ impl Messages {
     pub fn flush(&mut self, socket: &OwnedFd) -> (usize, Stop) {
         let before = self.sent;
         let stop = loop {
-            let Some(&len) = self.whole.front() else { break Stop::Empty };
+            let Some(len) = self.whole.front() else { break Stop::Empty };
             if no_buffers() {
                 break Stop::NoMemory;
             }
@@ -117,7 +116,7 @@ impl Messages {
             match send(socket, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(_) => {
                     self.sent += len;
-                    self.whole.pop_front();
+                    self.whole.pop();
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break Stop::Full,

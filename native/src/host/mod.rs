@@ -2,5 +2,6 @@
 
 pub mod handshake;
 pub mod io;
+mod lengths;
 pub mod messages;
 pub mod stream;

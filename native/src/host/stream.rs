@@ -61,6 +61,16 @@ pub struct NoMemory;
 /// guest's credit.
 const GROW: usize = 32 * 1024;
 
+/// Makes room for so many more bytes.
+pub(super) fn make_room_for(wanted: usize, bytes: &mut Vec<u8>) -> Result<(), NoMemory> {
+    let spare = bytes.len().min(GROW);
+    let room = bytes.capacity() - bytes.len();
+    if no_memory() || (room < wanted && bytes.try_reserve_exact(wanted + spare).is_err()) {
+        return Err(NoMemory);
+    }
+    Ok(())
+}
+
 /// Bytes that wait for the host application.
 #[derive(Debug, Default)]
 struct Backlog {
@@ -159,11 +169,7 @@ impl HostStream {
         let wanted = pieces.iter().map(Segment::len).sum::<usize>().saturating_sub(skip);
         let backlog = self.backlog.get_or_insert_default();
         backlog.bytes.drain(..std::mem::take(&mut backlog.sent));
-        let spare = backlog.bytes.len().min(GROW);
-        let room = backlog.bytes.capacity() - backlog.bytes.len();
-        if no_memory() || (room < wanted && backlog.bytes.try_reserve_exact(wanted + spare).is_err()) {
-            return Err(NoMemory);
-        }
+        make_room_for(wanted, &mut backlog.bytes)?;
         for piece in pieces {
             let passed = skip.min(piece.len());
             skip -= passed;
