@@ -8,10 +8,10 @@ use std::collections::VecDeque;
 
 /// Bits of a length in each byte; the highest bit says that more bytes follow.
 const BITS: u32 = 7;
+/// The most bytes that one takes.
+const MOST: usize = usize::BITS.div_ceil(BITS) as usize;
 /// More bytes follow.
 const MORE: u8 = 1 << BITS;
-/// The most bytes that a length takes.
-const MOST: usize = usize::BITS.div_ceil(BITS) as usize;
 
 /// Lengths in order, the lowest bits of each first.
 #[derive(Debug, Default)]
