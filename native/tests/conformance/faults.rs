@@ -124,8 +124,8 @@ fn messages_for_which_the_kernel_has_no_memory_are_tried_again_whole() {
     let rig = Rig::new();
     let (mut guest, socket) = connected_for_messages(&rig);
     for (failures, pieces) in [(1, 1), (7, 1), (3, 4)] {
-        inject(&rig, Fault::NoBuffers(failures));
         let before = rig.stats().no_buffers;
+        inject(&rig, Fault::NoBuffers(failures));
         let message = bytes(40_000, failures.into());
         for (number, piece) in (1..).zip(message.chunks(message.len() / pieces)) {
             say_part(&mut guest, piece, if number == pieces { SEQ_EOM } else { 0 });

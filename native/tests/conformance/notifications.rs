@@ -267,13 +267,15 @@ fn front_end_that_makes_an_interrupt_block_is_thrown_out_once_the_thread_is_miss
     let rig = Rig::new();
     let guest = blocked(&rig);
     assert!(rig.device.ping());
+    assert_eq!(rig.stats().pongs, 0);
     wait_until("it is missed", || {
-        assert!(!rig.device.ping(), "the thread came round");
+        // Once the thread has come round, this asks for another pong.
+        rig.device.ping();
         rig.stats().front_end_errors == 1
     });
     assert!(guest.front.is_thrown_out());
     rig.wait_event_with(Kind::Detached, "blocks");
-    rig.wait_stats("it comes round", |s| s.pongs == 1);
+    rig.wait_stats("it comes round", |s| s.pongs > 0);
     open_from_host(&rig, &mut rig.boot(), 80);
 }
 

@@ -23,7 +23,8 @@ fn send_until_full(kernel: &mut Kernel, id: SocketId, len: usize) -> u64 {
         let mut sent = 0;
         while sent < len {
             let now = kernel.send_some(id, &message, sent).unwrap();
-            if now == sent && !kernel.guest.wait(Deadline::after(std::time::Duration::from_millis(50))) {
+            // Long enough for a device that is instrumented, on a machine that is busy.
+            if now == sent && !kernel.guest.wait(Deadline::after(std::time::Duration::from_millis(500))) {
                 assert_eq!(kernel.socket(id).credit(), 0, "nothing else holds it up");
                 return count;
             }
