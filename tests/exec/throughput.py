@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 PIECE = 65536
-TOTAL = 4 << 30
+TOTAL = 1 << 30
 ROUNDS = 5
 PORT = 5000
 

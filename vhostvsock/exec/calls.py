@@ -146,7 +146,7 @@ class Calls:
         except (NetnsError, PermissionError, FileNotFoundError) as error:
             if not self._warned:
                 self._warned = True
-                warn(f"a program in another namespace gets no AF_VSOCK sockets: {error}")
+                warn(f"a program that cannot be looked into gets no AF_VSOCK sockets: {error}")
             raise _error(errno.EAFNOSUPPORT) from None
         with program_end:
             program_end.setblocking(not kind & socket.SOCK_NONBLOCK)
