@@ -250,7 +250,7 @@ def test_clients_that_talk_nonsense_get_an_error_line_and_harm_nobody(served: Wo
     lines = [
         b"HELLO\n",
         b"CONNECT\n",
-        b"CONNECT 1 2 3\n",
+        b"CONNECT 1 2 3 4\n",
         b"CONNECT x 5\n",
         b"LISTEN 4294967296 1\n",
         b"\xff\n",
