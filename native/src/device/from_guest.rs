@@ -109,7 +109,9 @@ impl FromGuestBatch {
         Ok(())
     }
 
-    /// Adds the payload of the chain, which starts at piece `rest` and has `len` bytes, to what is gathered.
+    /// Adds the payload of the chain, which starts at piece `rest` and has `len` bytes, to what is gathered. Each packet of a
+    /// stream comes by here, and a call takes as many instructions as what it does.
+    #[inline(always)]
     fn gather(
         &mut self,
         target: (Id, Id),
