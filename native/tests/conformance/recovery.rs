@@ -34,9 +34,8 @@ fn cont(guest: &mut Guest, bases: [u16; 2]) {
 #[test]
 fn a_guest_works_at_the_next_back_end_after_stop_and_cont() {
     let first = rig();
-    let listener = first.listen(1000);
     let mut guest = first.boot();
-    let _out = open_from_guest(&mut guest, &listener, 5000, 1000);
+    drop(first);
     for _ in 0..3 {
         let next = rig();
         let listener = next.listen(1000);
@@ -47,6 +46,8 @@ fn a_guest_works_at_the_next_back_end_after_stop_and_cont() {
         stream.write_all(b"x").unwrap();
         assert_eq!(guest.expect(op::RW).payload, b"x");
         assert_eq!(next.stats().front_end_errors, 0);
+        // While the connections are open: it has no time to tell the guest anything.
+        drop(next);
     }
 }
 
