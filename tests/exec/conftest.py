@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import lacking
-from netns.serving import LIMIT, Lines, World, guest_program, within, world
+from netns.serving import LIMIT, Lines, World, driver_program, within, world
 
 ECHO = 1234
 CID = 42
@@ -107,7 +107,7 @@ def seccomp() -> None:
 
 @pytest.fixture(scope="session")
 def program() -> str:
-    return guest_program()
+    return driver_program("vsock-guest")
 
 
 @pytest.fixture
