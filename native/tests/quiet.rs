@@ -361,9 +361,8 @@ fn memory_for_hosts_that_do_not_read_is_bounded_by_connections_times_window() {
     let waiting = rig.stats().backlog_bytes;
     assert_eq!(waiting, bound, "all that may wait does, and no more");
     // Beside it a backlog's spare room, and what the test itself needs.
-    let used = own_memory() - before;
-    // What other tests gave back may be used again.
-    assert!((bound - bound / 8..bound + bound / 3 + (4 << 20)).contains(&used), "{used} bytes for a bound of {bound}");
+    let used = own_memory().saturating_sub(before);
+    assert!(used < bound + bound / 3 + (4 << 20), "{used} bytes for a bound of {bound}");
     drop(streams);
     kernel.pump_until(|_| rig.stats().connections == 0);
 }
