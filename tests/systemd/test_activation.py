@@ -43,7 +43,8 @@ def test_a_connection_starts_the_service_which_serves_the_managers_sockets(
     assert activated.state() == "active"
     assert activated.cid("act2") == "cid 43"
     # Bound by the manager: no lock file, and the very same socket.
-    assert sockets(container) == {"act.vhost", "act2.vhost", "act", "act.lock", "act2", "act2.lock"}
+    clients = {name + kind for name in ("act", "act2") for kind in ("", ".seqpacket")}
+    assert sockets(container) == {"act.vhost", "act2.vhost", *clients, *(f"{client}.lock" for client in clients)}
     assert (container.root / "run/vhostvsock/act.vhost").stat().st_ino == inode
 
 

@@ -359,6 +359,6 @@ fn connections_that_come_and_go_while_there_is_no_receive_buffer_are_not_told_of
     }
     rig.wait_stats("all are gone", |s| (s.established, s.connections) == (MANY, 0));
     assert_eq!(guest.expect(op::RST).header.dst_port, 9);
-    open_from_guest(&mut guest, &listener, 5000, 1000);
+    let _stream = open_from_guest(&mut guest, &listener, 5000, 1000);
     assert_eq!((rig.stats().to_guest_packets, rig.stats().connections), (2, 1));
 }
