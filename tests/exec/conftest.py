@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -55,11 +55,16 @@ class Supervised:
         return [*within(namespace), sys.executable, "-m", "vhostvsock", "exec", "--", *words]
 
     def run(
-        self, *words: str, data: bytes = b"", namespace: str | None = None, limit: float = 3 * LIMIT
+        self,
+        *words: str,
+        data: bytes = b"",
+        namespace: str | None = None,
+        limit: float = 3 * LIMIT,
+        before: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[bytes]:
-        """To its end."""
+        """To its end; `before` are words that run the command."""
         return subprocess.run(
-            self.words(*words, namespace=namespace),
+            [*before, *self.words(*words, namespace=namespace)],
             cwd=self.world.directory,
             env=self.world.env,
             input=data,
