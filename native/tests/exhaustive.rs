@@ -1,31 +1,15 @@
 //! The bounds of the ring, case by case: every small queue at every position of its indices around their wrap, and every chain
 //! of bounded length over a tiny memory, against a second reading of the standard (virtio 1.3 section 2.7).
 
-use std::fs::File;
-use vhostvsock_native::virtio::memory::{GuestMemory, Segment};
+mod sides;
+
+use sides::{memories, queue};
+use vhostvsock_native::virtio::memory::Segment;
 use vhostvsock_native::virtio::queue::{Layout, Queue, RingError};
-use vsock_driver::memory::{Memory, RegionSpec};
 use vsock_driver::ring::{INDIRECT, NEXT, Piece, Ring, WRITE};
 
 /// The region with the rings, and one of three pages' length that starts right behind a hole.
 const REGIONS: [(u64, usize); 2] = [(0x10_0000, 0x1_0000), (0x1000, 0x3000)];
-
-/// The guest's memory, on both sides.
-fn memories() -> (Memory, GuestMemory) {
-    let ours = Memory::new(&REGIONS.map(|(guest, len)| RegionSpec::new(guest, len))).unwrap();
-    let mut theirs = GuestMemory::default();
-    for region in ours.regions() {
-        let file = File::from(region.file.try_clone().unwrap());
-        theirs.add(region.spec.guest, region.user(), region.spec.len as u64, 0, file).unwrap();
-    }
-    (ours, theirs)
-}
-
-/// The device's view of a ring that goes on at `base`.
-fn queue(memory: &GuestMemory, ring: &Ring, base: u16, to_guest: bool) -> Queue {
-    let layout = Layout::resolve(memory, ring.size, ring.desc.user(), ring.avail.user(), ring.used.user()).unwrap();
-    Queue::new(layout, base, false, to_guest)
-}
 
 /// Places where an index can be next to something that matters: zero, the wrap, the middle.
 fn positions(size: u16) -> impl Iterator<Item = u16> {
@@ -35,7 +19,7 @@ fn positions(size: u16) -> impl Iterator<Item = u16> {
 
 #[test]
 fn every_small_queue_takes_exactly_what_is_available_at_every_position() {
-    let (mut memory, theirs) = memories();
+    let (mut memory, theirs) = memories(&REGIONS);
     let rings: Vec<Ring> = [1, 2, 4, 8].map(|size| Ring::new(&mut memory, size)).into();
     for ring in &rings {
         for index in 0..ring.size {
@@ -53,7 +37,7 @@ fn every_small_queue_takes_exactly_what_is_available_at_every_position() {
                 }
                 ring.avail.store(2, base.wrapping_add(ahead));
                 ring.used.store(2, base);
-                let mut device = queue(&theirs, ring, base, false);
+                let mut device = queue(&theirs, ring, base, false, false);
                 if ahead > ring.size {
                     assert_eq!(device.available(), Err(RingError::AvailableIndex), "{ahead} ahead of {}", ring.size);
                     assert_eq!(device.want_kick(), Err(RingError::AvailableIndex));
@@ -88,13 +72,13 @@ fn every_small_queue_takes_exactly_what_is_available_at_every_position() {
 
 #[test]
 fn every_head_that_is_no_descriptor_ends_the_ring_and_every_other_does_not() {
-    let (mut memory, theirs) = memories();
+    let (mut memory, theirs) = memories(&REGIONS);
     let rings: Vec<Ring> = [1, 2, 4, 8].map(|size| Ring::new(&mut memory, size)).into();
     for ring in &rings {
         ring.avail.store(2, 1);
         for head in 0..=u16::MAX {
             ring.avail.write(4, &head.to_le_bytes());
-            let result = queue(&theirs, ring, 0, false).take(&theirs, &mut Vec::new());
+            let result = queue(&theirs, ring, 0, false, false).take(&theirs, &mut Vec::new());
             assert_eq!(result.is_err(), head >= ring.size, "head {head} of {}", ring.size);
         }
     }
@@ -102,7 +86,7 @@ fn every_head_that_is_no_descriptor_ends_the_ring_and_every_other_does_not() {
 
 #[test]
 fn every_position_of_the_event_index_interrupts_exactly_when_it_was_passed() {
-    let (mut memory, theirs) = memories();
+    let (mut memory, theirs) = memories(&REGIONS);
     let ring = Ring::new(&mut memory, 4);
     for old in positions(4) {
         for news in 1..=4_u16 {
@@ -191,7 +175,7 @@ fn len_of(segments: &[Segment]) -> usize {
 
 #[test]
 fn every_short_chain_is_followed_as_the_standard_has_it_in_the_ring_and_in_an_indirect_table() {
-    let (mut memory, theirs) = memories();
+    let (mut memory, theirs) = memories(&REGIONS);
     let (direct, indirect) = (Ring::new(&mut memory, 4), Ring::new(&mut memory, 4));
     let table = memory.alloc_in(0, 3 * 16, 16).unwrap();
     Ring::write_desc(&indirect.desc, 0, Piece { addr: table.guest(), len: 3 * 16 }, INDIRECT, 0);
@@ -211,7 +195,7 @@ fn every_short_chain_is_followed_as_the_standard_has_it_in_the_ring_and_in_an_in
             let expected = follow(chain, to_guest);
             for ring in [&direct, &indirect] {
                 let mut segments = Vec::new();
-                let taken = queue(&theirs, ring, 0, to_guest).take(&theirs, &mut segments).unwrap().unwrap();
+                let taken = queue(&theirs, ring, 0, false, to_guest).take(&theirs, &mut segments).unwrap().unwrap();
                 assert_eq!(taken.sound, expected.is_some(), "{chain:x?}");
                 assert_eq!(len_of(&segments), expected.unwrap_or(0), "{chain:x?}");
                 count += 1;
@@ -223,7 +207,7 @@ fn every_short_chain_is_followed_as_the_standard_has_it_in_the_ring_and_in_an_in
 
 #[test]
 fn every_length_of_an_indirect_table_is_whole_descriptors_within_one_region_or_is_refused() {
-    let (mut memory, theirs) = memories();
+    let (mut memory, theirs) = memories(&REGIONS);
     let ring = Ring::new(&mut memory, 4);
     ring.avail.store(2, 1);
     // Descriptors of nothing, each the last of its chain: a table is sound if it is a table.
@@ -231,7 +215,7 @@ fn every_length_of_an_indirect_table_is_whole_descriptors_within_one_region_or_i
     for (addr, most) in [(0x1000_u64, 0x3000_u32), (0x3fc0, 0x40), (0x4000 - 16, 16), (0x4000, 0), (0x0ff0, 0)] {
         for len in (0..0x3100).chain([u32::MAX, u32::MAX - 15, 0x8_0000, 0x8_0010]) {
             Ring::write_desc(&ring.desc, 0, Piece { addr, len }, INDIRECT, 0);
-            let chain = queue(&theirs, &ring, 0, false).take(&theirs, &mut Vec::new()).unwrap().unwrap();
+            let chain = queue(&theirs, &ring, 0, false, false).take(&theirs, &mut Vec::new()).unwrap().unwrap();
             assert_eq!(chain.sound, len > 0 && len % 16 == 0 && len <= most, "{len:#x} bytes at {addr:#x}");
         }
     }

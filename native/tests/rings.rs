@@ -1,32 +1,15 @@
 //! The device's side of a virtqueue against sound drivers, without a device around it: their buffers come through, and their
 //! wishes for notifications are kept. Malicious ones are in `fuzz/src/ring.rs`.
 
+mod sides;
+
 use proptest::prelude::*;
-use std::fs::File;
-use vhostvsock_native::virtio::memory::GuestMemory;
-use vhostvsock_native::virtio::queue::{Layout, Queue};
-use vsock_driver::memory::{Memory, RegionSpec};
+use sides::{memories, queue};
+use vhostvsock_native::virtio::queue::Layout;
 use vsock_driver::ring::{Piece, Ring};
 
 /// Regions: the first for the rings, the second for buffers.
 const REGIONS: [(u64, usize); 2] = [(0x20_0000, 0x4_0000), (0x1_0000, 0x1_0000)];
-
-/// The guest's memory, on both sides.
-fn memories() -> (Memory, GuestMemory) {
-    let ours = Memory::new(&REGIONS.map(|(guest, len)| RegionSpec::new(guest, len))).unwrap();
-    let mut theirs = GuestMemory::default();
-    for region in ours.regions() {
-        let file = File::from(region.file.try_clone().unwrap());
-        theirs.add(region.spec.guest, region.user(), region.spec.len as u64, 0, file).unwrap();
-    }
-    (ours, theirs)
-}
-
-/// The device's view of a ring.
-fn queue(memory: &GuestMemory, ring: &Ring, event_idx: bool, to_guest: bool) -> Queue {
-    let layout = Layout::resolve(memory, ring.size, ring.desc.user(), ring.avail.user(), ring.used.user()).unwrap();
-    Queue::new(layout, 0, event_idx, to_guest)
-}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 400 / 256, failure_persistence: None, ..ProptestConfig::default() })]
@@ -39,10 +22,10 @@ proptest! {
         event_idx in any::<bool>(),
         indirect in any::<bool>(),
     ) {
-        let (mut memory, device_memory) = memories();
+        let (mut memory, device_memory) = memories(&REGIONS);
         let mut driver = Ring::new(&mut memory, 16);
         driver.set_features(event_idx, indirect);
-        let mut device = queue(&device_memory, &driver, event_idx, false);
+        let mut device = queue(&device_memory, &driver, 0, event_idx, false);
         let (mut offered, mut returned, mut token) = (0_u32, 0_u32, 0_u32);
         let (mut driver_sleeps, mut device_sleeps) = (false, false);
         for (what, count) in steps {
@@ -110,7 +93,7 @@ proptest! {
 
 #[test]
 fn layouts_that_are_crooked_or_outside_of_memory_are_refused() {
-    let (mut memory, device_memory) = memories();
+    let (mut memory, device_memory) = memories(&REGIONS);
     let driver = Ring::new(&mut memory, 16);
     let (desc, avail, used) = (driver.desc.user(), driver.avail.user(), driver.used.user());
     let resolve = |size, desc, avail, used| Layout::resolve(&device_memory, size, desc, avail, used).is_some();

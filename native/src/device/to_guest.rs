@@ -164,21 +164,34 @@ impl ToGuestBatch {
                 self.put_back(queue, 0);
                 hosts.ended(conn, host, now);
             }
-            Moved::WouldBlock => {
-                self.put_back(queue, 0);
-                hosts.mux.host_drained(conn, now);
+            failed @ (Moved::WouldBlock | Moved::NoMemory | Moved::Closed | Moved::BadMemory) => {
+                return self.nothing_received(queue, hosts, (conn, host), failed, now);
             }
-            Moved::NoMemory => {
-                self.put_back(queue, 0);
-                hosts.mux.host_drained(conn, now);
-                hosts.retry(host, now);
-            }
+        }
+        Ok(())
+    }
+
+    /// A socket gave nothing: the buffers go back, and what it means for the connection is done.
+    fn nothing_received(
+        &self,
+        queue: &mut Queue,
+        hosts: &mut Hosts,
+        (conn, host): (Id, Id),
+        why: Moved,
+        now: u64,
+    ) -> Result<(), Failure> {
+        self.put_back(queue, 0);
+        match why {
+            Moved::BadMemory => return Err(Failure::Memory),
             Moved::Closed => {
-                self.put_back(queue, 0);
                 hosts.stats.reset_by_host.add(1);
                 hosts.broke(conn, host);
             }
-            Moved::BadMemory => return Err(Failure::Memory),
+            Moved::NoMemory => {
+                hosts.mux.host_drained(conn, now);
+                hosts.retry(host, now);
+            }
+            Moved::WouldBlock | Moved::Bytes(_) | Moved::Last(_) => hosts.mux.host_drained(conn, now),
         }
         Ok(())
     }

@@ -79,21 +79,9 @@ impl ToGuestBatch {
                 });
                 hosts.broke(conn, host);
             }
-            Moved::WouldBlock => {
-                self.put_back(queue, 0);
-                hosts.mux.host_drained(conn, now);
+            failed @ (Moved::WouldBlock | Moved::NoMemory | Moved::Closed | Moved::BadMemory) => {
+                return self.nothing_received(queue, hosts, (conn, host), failed, now);
             }
-            Moved::NoMemory => {
-                self.put_back(queue, 0);
-                hosts.mux.host_drained(conn, now);
-                hosts.retry(host, now);
-            }
-            Moved::Closed => {
-                self.put_back(queue, 0);
-                hosts.stats.reset_by_host.add(1);
-                hosts.broke(conn, host);
-            }
-            Moved::BadMemory => return Err(Failure::Memory),
         }
         Ok(())
     }
