@@ -11,6 +11,7 @@ import asyncio
 import errno
 import socket
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
@@ -77,7 +78,7 @@ def _close_unwanted(thread: asyncio.Future[socket.socket]) -> None:
         thread.result().close()
 
 
-class _Server:
+class _Server(ABC):
     """A port with a conversation for each connection, until it is closed; used like asyncio's."""
 
     def __init__(self, inner: client.Server) -> None:
@@ -100,9 +101,9 @@ class _Server:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    @abstractmethod
     async def _serve(self, sock: socket.socket, other: tuple[int, int]) -> None:
         """One conversation."""
-        raise NotImplementedError
 
     async def _converse(
         self, result: Callable[[], Awaitable[None] | None], other: tuple[int, int], close: Callable[[], None]

@@ -19,8 +19,6 @@ from typing import Any
 # What poll(2) promises to take at once on a pipe is PIPE_BUF; a longer line is cut.
 LINE_LIMIT = select.PIPE_BUF
 
-FORMATS = ("auto", "human", "json")
-
 # sd-daemon(3): the journal reads the priority from "<N>" at the start of a line.
 _PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 

@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -159,7 +160,7 @@ def _stat_names() -> tuple[str, ...]:
     return tuple(_ffi.string(name).decode() for name in names)
 
 
-class _Handle:
+class _Handle(ABC):
     """A native object: its number, and the process that made it."""
 
     _value: int = 0
@@ -192,8 +193,9 @@ class _Handle:
         value, self._value = self._value, 0
         return value if self._pid == os.getpid() else 0
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Free what the number names; once is enough."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

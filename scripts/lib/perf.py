@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -24,7 +23,8 @@ from pathlib import Path
 from harness.daemon import start_daemon
 from harness.waiting import LIMIT, WaitError
 
-ROOT = Path(__file__).resolve().parents[2]
+from scripts.lib.bench.driver import program
+
 ROWS = ("g2h-64k", "h2g", "h2g-64k", "rtt", "connect-host", "messages-16")
 # Samples a second. Of the clock, not of cycles: virtual machines mostly have no such counter.
 FREQUENCY = 5000
@@ -51,13 +51,11 @@ class PerfError(Exception):
 @contextmanager
 def running(row: str, seconds: float) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """A daemon's pid and the benchmark that runs a row against it."""
-    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "native" / "target"))
-    bench = target / "release" / "vsock-bench"
     with tempfile.TemporaryDirectory(prefix="vhv-perf-", dir="/tmp") as name:
         directory = Path(name)
         with start_daemon(directory) as daemon:
             where = ("--socket", "vh.sock", "--uds", "v.sock", "--pid", str(daemon.pid))
-            command = [bench, *where, "--seconds", str(seconds + WARM_UP), row]
+            command = [program(), *where, "--seconds", str(seconds + WARM_UP), row]
             with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True) as process:
                 try:
                     time.sleep((seconds + WARM_UP) / 5 + WARM_UP / 2)

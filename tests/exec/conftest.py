@@ -11,11 +11,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 from conftest import lacking
-from netns.serving import LIMIT, Lines, World, driver_program, within, world
+from netns.serving import LIMIT, Lines, World, within
+from netns.serving import program as program
+from netns.serving import served as served
 
 ECHO = 1234
 CID = 42
@@ -108,17 +109,6 @@ def seccomp() -> None:
     )
     if done.returncode != 0:
         lacking(f"seccomp's user notifications ({done.stderr.strip()})")
-
-
-@pytest.fixture(scope="session")
-def program() -> str:
-    return driver_program("vsock-guest")
-
-
-@pytest.fixture
-def served(short_dir: Path, program: str) -> Iterator[World]:
-    with world(short_dir, program) as made:
-        yield made
 
 
 @pytest.fixture

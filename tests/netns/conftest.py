@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 from conftest import lacking, tool
-from netns.serving import World, driver_program, world
+from netns.serving import World, world
+from netns.serving import program as program
+from netns.serving import served as served
 
 from vhostvsock.registry.netns import Namespace, NetnsId, in_thread, leave_for_new, open_namespace, own
 
@@ -70,18 +72,6 @@ def names() -> Iterator[Names]:
     finally:
         for name in made.used:
             made.remove(name)
-
-
-@pytest.fixture(scope="session")
-def program() -> str:
-    return driver_program("vsock-guest")
-
-
-@pytest.fixture
-def served(short_dir: Path, program: str) -> Iterator[World]:
-    """A directory in which daemons and guests run, with a registry of its own."""
-    with world(short_dir, program) as made:
-        yield made
 
 
 class Command:

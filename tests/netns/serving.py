@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, lacking, tool
 
 LIMIT = 20.0
@@ -179,3 +180,16 @@ def world(directory: Path, program: str, runtime_dir: str | None = None) -> Iter
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    """The small guest."""
+    return driver_program("vsock-guest")
+
+
+@pytest.fixture
+def served(short_dir: Path, program: str) -> Iterator[World]:
+    """A directory in which daemons and guests run, with a registry of its own."""
+    with world(short_dir, program) as made:
+        yield made

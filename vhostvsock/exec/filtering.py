@@ -123,43 +123,45 @@ def here() -> Architecture:
 def build(architecture: Architecture) -> bytes:
     """The filter."""
     program = Program()
-    program.load(_ARCHITECTURE)
-    program.jump_if_equal(architecture.audit, "native")
-    for each in architecture.foreign:
-        program.jump_if_equal(each.audit, f"foreign {each.audit}")
-    program.give(_ALLOW)
+    foreign = {each.audit: f"foreign {each.audit}" for each in architecture.foreign}
+    _look(program, "start", _ARCHITECTURE, {architecture.audit: "native", **foreign})
     for each in architecture.foreign:
         _foreign(program, each)
     _native(program, architecture)
-    program.label("allow")
-    program.give(_ALLOW)
-    program.label("notify")
-    program.give(_NOTIFY)
-    program.label("no family")
-    program.give(_ERRNO | errno.EAFNOSUPPORT)
-    program.label("no pair")
-    program.give(_ERRNO | errno.EOPNOTSUPP)
+    for label, action in (
+        ("notify", _NOTIFY),
+        ("no family", _ERRNO | errno.EAFNOSUPPORT),
+        ("no pair", _ERRNO | errno.EOPNOTSUPP),
+    ):
+        program.label(label)
+        program.give(action)
     return program.assemble()
+
+
+def _look(program: Program, label: str, offset: int, cases: dict[int, str]) -> None:
+    """At `label`, look at the word at `offset`: each value goes on at its own label, all others are let through."""
+    program.label(label)
+    program.load(offset)
+    _choose(program, cases)
+
+
+def _choose(program: Program, cases: dict[int, str]) -> None:
+    """The same for the word that was looked at last."""
+    for value, goal in cases.items():
+        program.jump_if_equal(value, goal)
+    program.give(_ALLOW)
 
 
 def _foreign(program: Program, foreign: Foreign) -> None:
     """Programs for this architecture get no AF_VSOCK sockets."""
-    program.label(f"foreign {foreign.audit}")
-    program.load(_NUMBER)
-    program.jump_if_equal(foreign.socket, f"family {foreign.audit}")
+    calls = {foreign.socket: f"family {foreign.audit}"}
     if foreign.socketcall is not None:
-        program.jump_if_equal(foreign.socketcall, f"socketcall {foreign.audit}")
-    program.give(_ALLOW)
-    program.label(f"family {foreign.audit}")
-    program.load(_argument(0))
-    program.jump_if_equal(socket.AF_VSOCK, "no family")
-    program.give(_ALLOW)
+        calls[foreign.socketcall] = f"socketcall {foreign.audit}"
+    _look(program, f"foreign {foreign.audit}", _NUMBER, calls)
+    _look(program, f"family {foreign.audit}", _argument(0), {socket.AF_VSOCK: "no family"})
     if foreign.socketcall is not None:
         # The family cannot be seen from here. The libraries of today call socket(2) itself.
-        program.label(f"socketcall {foreign.audit}")
-        program.load(_argument(0))
-        program.jump_if_equal(_SOCKETCALL_SOCKET, "notify")
-        program.give(_ALLOW)
+        _look(program, f"socketcall {foreign.audit}", _argument(0), {_SOCKETCALL_SOCKET: "notify"})
 
 
 def _native(program: Program, architecture: Architecture) -> None:
@@ -168,48 +170,19 @@ def _native(program: Program, architecture: Architecture) -> None:
     program.load(_NUMBER)
     if architecture.alias_bit is not None:
         program.jump_if_at_least(architecture.alias_bit, "alias")
-    for name in _ALWAYS:
-        program.jump_if_equal(calls[name], "notify")
-    for name in ("socket", "socketpair", "getsockopt", "setsockopt", "ioctl"):
-        program.jump_if_equal(calls[name], name)
-    program.give(_ALLOW)
+    looked_into = ("socket", "socketpair", "getsockopt", "setsockopt", "ioctl")
+    _choose(program, {**{calls[name]: "notify" for name in _ALWAYS}, **{calls[name]: name for name in looked_into}})
 
-    program.label("socket")
-    program.load(_argument(0))
-    program.jump_if_equal(socket.AF_VSOCK, "notify")
-    program.give(_ALLOW)
-
-    program.label("socketpair")
-    program.load(_argument(0))
-    program.jump_if_equal(socket.AF_VSOCK, "no pair")
-    program.give(_ALLOW)
-
-    program.label("getsockopt")
-    program.load(_argument(1))
-    program.jump_if_equal(socket.AF_VSOCK, "notify")
-    program.jump_if_equal(socket.SOL_SOCKET, "getsockopt of SOL_SOCKET")
-    program.give(_ALLOW)
-    program.label("getsockopt of SOL_SOCKET")
-    program.load(_argument(2))
-    for option in (socket.SO_ERROR, SO_DOMAIN, SO_ACCEPTCONN):
-        program.jump_if_equal(option, "notify")
-    program.give(_ALLOW)
-
-    program.label("setsockopt")
-    program.load(_argument(1))
-    program.jump_if_equal(socket.AF_VSOCK, "notify")
-    program.give(_ALLOW)
-
-    program.label("ioctl")
-    program.load(_argument(1))
-    program.jump_if_equal(IOCTL_VM_SOCKETS_GET_LOCAL_CID, "notify")
-    program.give(_ALLOW)
+    _look(program, "socket", _argument(0), {socket.AF_VSOCK: "notify"})
+    _look(program, "socketpair", _argument(0), {socket.AF_VSOCK: "no pair"})
+    levels = {socket.AF_VSOCK: "notify", socket.SOL_SOCKET: "getsockopt of SOL_SOCKET"}
+    _look(program, "getsockopt", _argument(1), levels)
+    options = (socket.SO_ERROR, SO_DOMAIN, SO_ACCEPTCONN)
+    _look(program, "getsockopt of SOL_SOCKET", _argument(2), dict.fromkeys(options, "notify"))
+    _look(program, "setsockopt", _argument(1), {socket.AF_VSOCK: "notify"})
+    _look(program, "ioctl", _argument(1), {IOCTL_VM_SOCKETS_GET_LOCAL_CID: "notify"})
 
     if architecture.alias_bit is not None:
         program.label("alias")
-        program.jump_if_equal(architecture.alias_bit | calls["socket"], "alias socket")
-        program.give(_ALLOW)
-        program.label("alias socket")
-        program.load(_argument(0))
-        program.jump_if_equal(socket.AF_VSOCK, "no family")
-        program.give(_ALLOW)
+        _choose(program, {architecture.alias_bit | calls["socket"]: "alias socket"})
+        _look(program, "alias socket", _argument(0), {socket.AF_VSOCK: "no family"})

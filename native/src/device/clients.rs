@@ -9,14 +9,13 @@ use super::visibility::Judgement;
 use crate::events::{Kind, Level};
 use crate::host::handshake::{MAX_LINE, Parsed, Refusal, ok_line, parse, parse_message};
 use crate::host::messages::{Messages, kind_of};
-use crate::host::stream::{HostStream, Manners, Phase};
+use crate::host::stream::{HostStream, Manners, Phase, make_room};
 use crate::ids::{GuestPort, HostPort};
 use crate::packet::Type;
 use crate::slab::Id;
 use crate::timers::{MILLISECOND, SECOND};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_socket_send_buffer_size, socket_send_buffer_size};
 use rustix::net::{
     AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, recv, socket_with,
 };
@@ -374,14 +373,9 @@ impl Hosts {
 
     // ---- the table ----
 
-    /// A socket with room for a window of the guest: what does not fit takes the long way, by a copy in the backlog and one
-    /// more wake-up. Between UNIX sockets it is the sender's buffer that counts.
+    /// A socket with room for a window of the guest.
     fn stream_of(&self, socket: OwnedFd, kind: Type, phase: Phase, now: u64) -> HostStream {
-        // The kernel doubles what is asked for, since it counts its own memory, too, and says what it made of it. Beyond
-        // net.core.wmem_max it gives that much, without a complaint.
-        if socket_send_buffer_size(&socket).is_ok_and(|size| size < self.send_buffer.saturating_mul(2)) {
-            let _ = set_socket_send_buffer_size(&socket, self.send_buffer);
-        }
+        make_room(&socket, self.mux.window());
         HostStream::new(socket, kind, phase, now)
     }
 
@@ -400,8 +394,7 @@ impl Hosts {
     /// Sees to it that the guest sends no message that the socket cannot take.
     fn limit_messages(&mut self, conn: Id, host: Id) {
         let Some(stream) = self.streams.get(host).filter(|stream| stream.kind() == Type::Seqpacket) else { return };
-        let longest = Messages::make_room(&stream.fd, self.mux.window());
-        self.mux.limit_message(conn, longest);
+        self.mux.limit_message(conn, Messages::longest(&stream.fd));
     }
 
     /// Sets a socket's deadline.

@@ -48,8 +48,6 @@ pub struct Hosts {
     pub(super) connect_timeout: u64,
     /// Sockets that may exist at once.
     pub(super) max_streams: usize,
-    /// Bytes that a socket shall hold on their way to its application: what one connection of the guest has under way.
-    pub(super) send_buffer: usize,
     /// Whether a guest's driver runs, so that clients can be served.
     pub(super) running: bool,
     /// Which clients may see the VM.

@@ -133,7 +133,6 @@ impl Plane {
             asks: false,
             asked: Vec::new(),
             max_streams: settings.max_connections,
-            send_buffer: settings.buf_alloc as usize,
             running: false,
             spare,
         };

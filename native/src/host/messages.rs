@@ -11,7 +11,7 @@ use crate::faults::{no_buffers, no_memory};
 use crate::packet::Type;
 use crate::virtio::memory::Segment;
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_socket_send_buffer_size, socket_send_buffer_size, socket_type};
+use rustix::net::sockopt::{socket_send_buffer_size, socket_type};
 use rustix::net::{SendFlags, SocketType, send};
 use std::os::fd::OwnedFd;
 
@@ -45,11 +45,8 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Makes room in the socket for a message of `window` bytes, as far as is allowed (net.core.wmem_max), and tells how
-    /// long a message it takes.
-    pub fn make_room(socket: &OwnedFd, window: u32) -> u32 {
-        // The kernel doubles the number, for its own needs.
-        let _ = set_socket_send_buffer_size(socket, window as usize);
+    /// How long a message the socket takes, in bytes.
+    pub fn longest(socket: &OwnedFd) -> u32 {
         let room = socket_send_buffer_size(socket).unwrap_or(0).saturating_sub(OVERHEAD);
         u32::try_from(room).unwrap_or(u32::MAX)
     }
@@ -172,6 +169,7 @@ impl Messages {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stream::make_room;
     use super::*;
     use std::os::unix::net::UnixStream;
 
@@ -180,7 +178,8 @@ mod tests {
         let flags = rustix::net::SocketFlags::NONBLOCK;
         let unix = rustix::net::AddressFamily::UNIX;
         let (ours, theirs) = rustix::net::socketpair(unix, SocketType::SEQPACKET, flags, None).unwrap();
-        let longest = Messages::make_room(&ours, 100_000) as usize;
+        make_room(&ours, 100_000);
+        let longest = Messages::longest(&ours) as usize;
         assert!(longest >= 100_000);
         assert_eq!(send(&ours, &vec![7; longest], SendFlags::NOSIGNAL), Ok(longest));
         assert_eq!(rustix::io::ioctl_fionread(&theirs), Ok(longest as u64));

@@ -10,6 +10,7 @@ use crate::packet::Type;
 use crate::slab::Id;
 use crate::virtio::memory::Segment;
 use rustix::io::{Errno, ioctl_fionread};
+use rustix::net::sockopt::{set_socket_send_buffer_size, socket_send_buffer_size};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -67,6 +68,17 @@ pub struct NoMemory;
 /// The most bytes by which a backlog grows beyond what it needs now, so that many of them are not much larger than the
 /// guest's credit.
 const GROW: usize = 32 * 1024;
+
+/// Makes room in the socket for `window` bytes, as far as is allowed: what does not fit takes the long way, by a copy in the
+/// backlog and one more wake-up. Between UNIX sockets it is the sender's buffer that counts.
+pub fn make_room(socket: &OwnedFd, window: u32) {
+    let window = window as usize;
+    // The kernel doubles what is asked for, since it counts its own memory, too, and says what it made of it. Beyond
+    // net.core.wmem_max it gives that much, without a complaint.
+    if socket_send_buffer_size(socket).is_ok_and(|size| size < window.saturating_mul(2)) {
+        let _ = set_socket_send_buffer_size(socket, window);
+    }
+}
 
 /// Makes room for so many more bytes.
 pub(super) fn make_room_for(wanted: usize, bytes: &mut Vec<u8>) -> Result<(), NoMemory> {

@@ -21,6 +21,12 @@ _ROOT = Path(__file__).resolve().parents[3]
 _TIMEOUT = 60.0
 
 
+def program() -> Path:
+    """Where vsock-bench is, once it is built."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR", _ROOT / "native" / "target"))
+    return target / "release" / "vsock-bench"
+
+
 class Driver:
     """The program, and how it measures."""
 
@@ -30,8 +36,7 @@ class Driver:
             self._options.insert(0, "--pin")
         self._pinned = pinned
         self._timeout = _TIMEOUT + seconds
-        target = Path(os.environ.get("CARGO_TARGET_DIR", _ROOT / "native" / "target"))
-        self._program = target / "release" / "vsock-bench"
+        self._program = program()
         if not self._program.exists():
             raise BenchError(f"{self._program} is not there; start scripts/bench, which builds it")
 
