@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import tool
-from exec.conftest import CID, ECHO, Supervised, as_root
+from conftest import lacking, tool
+from exec.conftest import CID, ECHO, PRELUDE, Supervised, as_root
 from netns.conftest import Command, Names
 from netns.serving import Lines, world
 
@@ -125,3 +128,21 @@ def until_bound(supervised: Supervised, namespace: str, server: Lines) -> None:
     code = "print(error(new().bind, (ANY, 1235)))"
     while supervised.python(code, namespace) != ["EADDRINUSE"]:
         assert server.popen.poll() is None
+
+
+def test_without_privilege_a_namespace_of_ones_own_user_namespace_is_served(supervised: Supervised) -> None:
+    # Root may enter any namespace by a capability, which is taken away for once.
+    meek = (tool("setpriv"), "--bounding-set=-sys_admin") if os.geteuid() == 0 else ()
+    unshare = (tool("unshare"), "--user", "--net", "--map-root-user")
+    if subprocess.run([*meek, *unshare, "true"], check=False, capture_output=True).returncode != 0:
+        lacking("user namespaces for the unprivileged")
+    code = """
+server = listening(1237); print(error(new().bind, (ANY, 1237)))
+client = connected(1, 1237); server.accept()[0].send(b"looped"); print(client.recv(10))
+print(os.readlink("/proc/self/ns/net"))
+"""
+    done = supervised.run(*unshare, sys.executable, "-c", PRELUDE + REACH + code, before=meek)
+    assert (done.returncode, done.stderr) == (0, b"")
+    *lines, where = done.stdout.decode().splitlines()
+    assert lines == ["None", "b'hello'", "EADDRINUSE", "b'looped'"]
+    assert where != os.readlink("/proc/self/ns/net")
