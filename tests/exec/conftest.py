@@ -51,9 +51,9 @@ class Supervised:
         self.local_guest = guest
         self._all: list[Lines] = []
 
-    def words(self, *words: str, namespace: str | None = None) -> list[str]:
+    def words(self, *words: str, namespace: str | None = None, options: Sequence[str] = ()) -> list[str]:
         """The words that run a program so."""
-        return [*within(namespace), sys.executable, "-m", "vhostvsock", "exec", "--", *words]
+        return [*within(namespace), sys.executable, "-m", "vhostvsock", "exec", *options, "--", *words]
 
     def run(
         self,
@@ -62,10 +62,11 @@ class Supervised:
         namespace: str | None = None,
         limit: float = 3 * LIMIT,
         before: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[bytes]:
         """To its end; `before` are words that run the command."""
         return subprocess.run(
-            [*before, *self.words(*words, namespace=namespace)],
+            [*before, *self.words(*words, namespace=namespace, options=options)],
             cwd=self.world.directory,
             env=self.world.env,
             input=data,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from exec.conftest import Supervised
+import sys
+
+from exec.conftest import PRELUDE, Supervised
 
 
 def test_an_af_vsock_socket_is_a_unix_socket_to_the_kernel(seccomp: None, supervised: Supervised) -> None:
@@ -225,6 +227,23 @@ else: print(struct.unpack("=I", fcntl.ioctl(fd, 0x7B9, bytes(4)))[0])
 with open("/dev/null") as file: print(error(fcntl.ioctl, file, 0x7B9, bytes(4)))
 """
     assert supervised.python(code) == ["2", "ENOTTY"]
+
+
+def test_a_device_that_tells_the_local_cid_is_there_where_it_was_asked_for(supervised: Supervised) -> None:
+    code = """
+libc = ctypes.CDLL(None, use_errno=True)
+class How(ctypes.Structure): _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
+how = How(os.O_RDONLY)
+opened = [os.open("/dev/vsock", os.O_RDONLY), libc.syscall(437, -100, b"/dev/vsock", ctypes.byref(how), 24)]
+if os.uname().machine == "x86_64": opened.append(libc.syscall(2, b"/dev/vsock", os.O_RDWR))
+print({struct.unpack("=I", fcntl.ioctl(fd, 0x7B9, bytes(4)))[0] for fd in opened})
+print([os.get_inheritable(fd) for fd in opened[:2]], error(os.write, opened[-1], b"x"))
+with open("/dev/null") as file: print(error(fcntl.ioctl, file, 0x7B9, bytes(4)))
+print(error(os.open, "/dev/vsock-not", os.O_RDONLY), error(fcntl.ioctl, os.memfd_create("x"), 0x7B9, bytes(4)))
+"""
+    done = supervised.run(sys.executable, "-c", PRELUDE + code, options=["--dev-vsock"])
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode().splitlines() == ["{2}", "[False, True] EPERM", "ENOTTY", "ENOENT ENOTTY"]
 
 
 def test_messages_keep_their_boundaries_over_loopback_and_types_do_not_mix(supervised: Supervised) -> None:

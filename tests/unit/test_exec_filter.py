@@ -31,9 +31,11 @@ def run(instructions: bytes, audit: int, number: int, *arguments: int) -> int:
             at += true if (word == value if code == 0x15 else word >= value) else false
 
 
-def native(name: str, call: str, *arguments: int) -> int:
+def native(name: str, call: str, *arguments: int, dev_vsock: bool = False) -> int:
     architecture = ARCHITECTURES[name]
-    return run(filtering.build(architecture), architecture.audit, architecture.calls[call], *arguments)
+    return run(
+        filtering.build(architecture, dev_vsock=dev_vsock), architecture.audit, architecture.calls[call], *arguments
+    )
 
 
 on_all = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -54,6 +56,16 @@ def test_sockets_are_told_apart_by_their_family(name: str) -> None:
 @pytest.mark.parametrize("call", ["connect", "accept", "accept4", "bind", "listen", "getsockname", "getpeername"])
 def test_calls_with_nothing_but_a_descriptor_are_all_told(name: str, call: str) -> None:
     assert native(name, call, 3) == NOTIFY
+
+
+@on_all
+def test_the_opening_of_files_is_told_only_where_that_was_asked_for(name: str) -> None:
+    calls = sorted(filtering.OPENS & ARCHITECTURES[name].calls.keys())
+    assert {"openat", "openat2"} <= set(calls)
+    for call in calls:
+        assert native(name, call, 1, 2) == ALLOW
+        assert native(name, call, 1, 2, dev_vsock=True) == NOTIFY
+    assert native(name, "socket", socket.AF_INET, dev_vsock=True) == ALLOW
 
 
 @on_all

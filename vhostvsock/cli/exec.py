@@ -13,4 +13,4 @@ from vhostvsock.exec import supervisor
 
 def main(args: argparse.Namespace) -> int:
     log.setup(0)
-    return supervisor.run([args.program, *args.arguments])
+    return supervisor.run([args.program, *args.arguments], dev_vsock=args.dev_vsock)

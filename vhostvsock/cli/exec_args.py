@@ -34,6 +34,7 @@ examples:
   vhostvsock exec -- socat VSOCK-LISTEN:1234,fork EXEC:cat
   vhostvsock exec -- nbdkit --foreground --vsock memory 1G
   vhostvsock exec -- bash
+  vhostvsock exec --dev-vsock -- ./which-cid-am-i
   ip netns exec blue vhostvsock exec -- ncat --vsock 42 1234
 
 exit codes:
@@ -53,6 +54,12 @@ def add(commands: Subparsers) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+    command.add_argument(
+        "--dev-vsock",
+        action="store_true",
+        help="let the program open /dev/vsock, which tells it the CID of this host, also where there is none or it may "
+        "not (in containers); to open any file then takes some tens of microseconds longer",
     )
     command.add_argument("program", metavar="PROGRAM", help="the program; put `--` before it")
     command.add_argument("arguments", metavar="ARGUMENT", nargs=argparse.REMAINDER, help="its arguments")

@@ -40,9 +40,9 @@ class Call:
         """It is none of our business."""
         kernel.let_go_on(self._listener, self._id)
 
-    def give(self, sock: socket.socket, *, close_on_exec: bool) -> bool:
-        """Return a new descriptor of this socket. False: nobody waits any more. OSError where there is no room."""
-        return kernel.answer_with_fd(self._listener, self._id, sock.fileno(), close_on_exec=close_on_exec)
+    def give(self, fd: int, *, close_on_exec: bool) -> bool:
+        """Return a new descriptor of what `fd` is. False: nobody waits any more. OSError where there is no room."""
+        return kernel.answer_with_fd(self._listener, self._id, fd, close_on_exec=close_on_exec)
 
     def replace(self, number: int, sock: socket.socket) -> bool:
         """Put this socket in the place of one of the program's descriptors; the call goes on waiting."""

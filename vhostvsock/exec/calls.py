@@ -22,7 +22,8 @@ from vhostvsock.exec import listening
 from vhostvsock.exec.address import SIZE, Address
 from vhostvsock.exec.call import Call
 from vhostvsock.exec.connecting import Attempt, fill, is_writable
-from vhostvsock.exec.filtering import SO_ACCEPTCONN, SO_DOMAIN
+from vhostvsock.exec.dev_vsock import DevVsock
+from vhostvsock.exec.filtering import OPENS, SO_ACCEPTCONN, SO_DOMAIN
 from vhostvsock.exec.listening import BoundPort
 from vhostvsock.exec.pairs import PairMaker
 from vhostvsock.exec.sockets import SocketTable, State, VsockSocket
@@ -50,6 +51,7 @@ class Calls:
     def __init__(self) -> None:
         self.sockets = SocketTable(self._closed)
         self._pairs = PairMaker()
+        self._dev_vsock = DevVsock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._releasing: set[asyncio.Task[None]] = set()
         # By the thread's id, calls on listening sockets.
@@ -72,7 +74,9 @@ class Calls:
         if call.name == "socket":
             self._now(call, self._socket)
         elif call.name == "ioctl":
-            self._now(call, self._local_cid)
+            self._now(call, self._dev_vsock.local_cid)
+        elif call.name in OPENS:
+            self._now(call, self._dev_vsock.open)
         elif call.name is None:
             self._now(call, self._foreign_socket)
         else:
@@ -127,6 +131,7 @@ class Calls:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.sockets.close()
+        self._dev_vsock.close()
         await asyncio.gather(*self._releasing)
 
     # socket, close ----------------------------------------------------------------------------------------------------
@@ -153,7 +158,7 @@ class Calls:
             limit_messages(program_end)
             held.setblocking(False)
             try:
-                given = call.give(program_end, close_on_exec=bool(kind & socket.SOCK_CLOEXEC))
+                given = call.give(program_end.fileno(), close_on_exec=bool(kind & socket.SOCK_CLOEXEC))
             except BaseException:
                 held.close()
                 raise
@@ -294,7 +299,7 @@ class Calls:
         try:
             self._write_address(call, 1, peer)
             connection.setblocking(not flags & socket.SOCK_NONBLOCK)
-            given = call.give(connection, close_on_exec=bool(flags & socket.SOCK_CLOEXEC))
+            given = call.give(connection.fileno(), close_on_exec=bool(flags & socket.SOCK_CLOEXEC))
         except OSError:
             port.give_back(waiting)
             raise
@@ -380,21 +385,6 @@ class Calls:
         return 0
 
     # /dev/vsock -------------------------------------------------------------------------------------------------------
-
-    def _local_cid(self, call: Call) -> None:
-        if call.thread.device(call.integer(0)) not in _vsock_devices():
-            call.go_on()
-            return
-        call.thread.write(call.arguments[2], struct.pack("=I", CID_HOST))
-        call.answer(0)
-
-
-def _vsock_devices() -> set[int]:
-    """The device number of /dev/vsock, where it exists."""
-    try:
-        return {os.stat("/dev/vsock").st_rdev}
-    except OSError:
-        return set()
 
 
 def _receive_timeout(sock: socket.socket) -> float | None:

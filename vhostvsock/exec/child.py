@@ -43,10 +43,10 @@ class Child:
     listener: int
 
 
-def start(words: Sequence[str], blocked: Iterable[signal.Signals]) -> Child:
+def start(words: Sequence[str], blocked: Iterable[signal.Signals], *, dev_vsock: bool = False) -> Child:
     """Start the program under the filter. `blocked`: signals that only we wait for. Raises ProgramError."""
     architecture = filtering.here()
-    instructions = filtering.build(architecture)
+    instructions = filtering.build(architecture, dev_vsock=dev_vsock)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         pid = os.fork()

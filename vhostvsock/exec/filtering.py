@@ -67,6 +67,7 @@ ARCHITECTURES = {
     "x86_64": Architecture(
         audit=0xC000_003E,
         calls={
+            "open": 2,
             "ioctl": 16,
             "socket": 41,
             "connect": 42,
@@ -78,7 +79,9 @@ ARCHITECTURES = {
             "socketpair": 53,
             "setsockopt": 54,
             "getsockopt": 55,
+            "openat": 257,
             "accept4": 288,
+            "openat2": 437,
         },
         seccomp=317,
         foreign=(Foreign(audit=0x4000_0003, socket=359, socketcall=102),),  # i386
@@ -88,6 +91,7 @@ ARCHITECTURES = {
         audit=0xC000_00B7,
         calls={
             "ioctl": 29,
+            "openat": 56,
             "socket": 198,
             "socketpair": 199,
             "bind": 200,
@@ -99,6 +103,7 @@ ARCHITECTURES = {
             "setsockopt": 208,
             "getsockopt": 209,
             "accept4": 242,
+            "openat2": 437,
         },
         seccomp=277,
         foreign=(Foreign(audit=0x4000_0028, socket=281),),  # arm
@@ -107,6 +112,9 @@ ARCHITECTURES = {
 
 # Calls of which every one is intercepted.
 _ALWAYS = ("connect", "accept", "accept4", "bind", "listen", "getsockname", "getpeername")
+
+# Where /dev/vsock is to be served: no filter can look at a path.
+OPENS = frozenset({"open", "openat", "openat2"})
 
 # socketcall(2)'s number for socket(2); its arguments are in memory, where no filter looks.
 _SOCKETCALL_SOCKET = 1
@@ -120,14 +128,14 @@ def here() -> Architecture:
     return found
 
 
-def build(architecture: Architecture) -> bytes:
-    """The filter."""
+def build(architecture: Architecture, *, dev_vsock: bool = False) -> bytes:
+    """The filter. `dev_vsock`: every file that is opened is told, too."""
     program = Program()
     foreign = {each.audit: f"foreign {each.audit}" for each in architecture.foreign}
     _look(program, "start", _ARCHITECTURE, {architecture.audit: "native", **foreign})
     for each in architecture.foreign:
         _foreign(program, each)
-    _native(program, architecture)
+    _native(program, architecture, {*_ALWAYS, *(OPENS if dev_vsock else ())})
     for label, action in (
         ("notify", _NOTIFY),
         ("no family", _ERRNO | errno.EAFNOSUPPORT),
@@ -164,14 +172,15 @@ def _foreign(program: Program, foreign: Foreign) -> None:
         _look(program, f"socketcall {foreign.audit}", _argument(0), {_SOCKETCALL_SOCKET: "notify"})
 
 
-def _native(program: Program, architecture: Architecture) -> None:
+def _native(program: Program, architecture: Architecture, always: set[str]) -> None:
     calls = architecture.calls
     program.label("native")
     program.load(_NUMBER)
     if architecture.alias_bit is not None:
         program.jump_if_at_least(architecture.alias_bit, "alias")
     looked_into = ("socket", "socketpair", "getsockopt", "setsockopt", "ioctl")
-    _choose(program, {**{calls[name]: "notify" for name in _ALWAYS}, **{calls[name]: name for name in looked_into}})
+    told = {number: "notify" for name, number in calls.items() if name in always}
+    _choose(program, {**told, **{calls[name]: name for name in looked_into}})
 
     _look(program, "socket", _argument(0), {socket.AF_VSOCK: "notify"})
     _look(program, "socketpair", _argument(0), {socket.AF_VSOCK: "no pair"})

@@ -46,10 +46,10 @@ class Thread:
             return None
         return int(found.group(1)) if found else None
 
-    def device(self, number: int) -> int | None:
-        """The device number of a descriptor that is a device."""
+    def stat(self, number: int) -> os.stat_result | None:
+        """What fstat(2) tells the program; None where there is no such descriptor."""
         try:
-            return os.stat(f"/proc/{self.tid}/fd/{number}").st_rdev or None
+            return os.stat(f"/proc/{self.tid}/fd/{number}")
         except OSError:
             return None
 

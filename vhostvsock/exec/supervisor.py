@@ -32,11 +32,14 @@ _SI_KERNEL = 0x80
 _log = logging.getLogger("vhostvsock.exec")
 
 
-def run(words: Sequence[str]) -> int:
-    """Run a program to its end; its exit code as a shell has it. Raises ProgramError where it cannot be started."""
+def run(words: Sequence[str], *, dev_vsock: bool = False) -> int:
+    """Run a program to its end; its exit code as a shell has it. Raises ProgramError where it cannot be started.
+
+    `dev_vsock`: it finds a /dev/vsock, whether or not there is one that it may open.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
     kernel.adopt_orphans()
-    started = child.start(words, _WAITED_FOR)
+    started = child.start(words, _WAITED_FOR, dev_vsock=dev_vsock)
     # Of ours alone: a program keeps what it was given.
     raise_descriptor_limit()
     try:
