@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tool
-from harness.daemon import BACKEND
+from harness.daemon import BACKEND, CID
 from harness.machine import Machine
 from harness.waiting import Process, wait_for
 
@@ -23,8 +23,10 @@ from .conftest import on_both_kernels, on_one
 ours = pytest.mark.skipif(BACKEND == "peer", reason="a test of vhostvsock's own command")
 
 
-def _run(command: list[str], cwd: Path, data: bytes = b"", limit: float = 60.0) -> bytes:
-    done = subprocess.run(command, cwd=cwd, input=data, capture_output=True, timeout=limit, check=False)
+def _run(command: list[str], cwd: Path, data: bytes = b"", env: dict[str, str] | None = None) -> bytes:
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **(env or {})}, input=data, capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     return done.stdout
 
@@ -79,6 +81,19 @@ def test_ssh_through_systemd_ssh_proxy(vm: Machine) -> None:
     assert _run([*words, host, "hostname; id -un"], vm.cwd) == b"guest\nroot\n"
     data = random.Random(7).randbytes(4 << 20)
     assert _run([*words, host, "cat"], vm.cwd, data) == data
+
+
+@ours
+@on_one
+def test_ssh_through_systemd_ssh_proxy_by_cid_as_with_the_kernels_device(vm: Machine) -> None:
+    # The proxy connects an AF_VSOCK socket, and passes it on to ssh.
+    proxy = shlex.join(fetch.ssh_proxy())
+    words = [*_sshd(vm), f"-oProxyCommand={proxy} %h %p", "-oProxyUseFdpass=yes", "-p", "22", f"root@vsock/{CID}"]
+    under = [sys.executable, "-m", "vhostvsock", "exec", "--", *words]
+    env = {"VHOSTVSOCK_RUNTIME_DIR": str(vm.cwd / "run")}
+    assert _run([*under, "hostname; id -un"], vm.cwd, env=env) == b"guest\nroot\n"
+    data = random.Random(7).randbytes(4 << 20)
+    assert _run([*under, "cat"], vm.cwd, data, env=env) == data
 
 
 @ours
