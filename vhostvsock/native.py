@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from vhostvsock.errors import BusyError, NativeError, NativePanicError, StaleHandleError, VhostvsockError
-from vhostvsock.ids import Cid
+from vhostvsock.ids import PORT_ANY, Cid
 
 try:
     from vhostvsock._native import ffi as _ffi_untyped
@@ -57,8 +57,8 @@ class _Lib(Protocol):
     def vhv_next_event(self, engine: int, event: Any, err: Any) -> int: ...
     def vhv_device_new(self, engine: int, config: Any, device: Any, err: Any) -> int: ...
     def vhv_device_attach(self, device: int, fd: int, admission: Any, err: Any) -> int: ...
-    def vhv_device_connect(self, device: int, fd: int, answer: int, port: int, timeout_ms: int, err: Any) -> int: ...
-    def vhv_device_answer(self, device: int, token: int, fd: int, err: Any) -> int: ...
+    def vhv_device_connect(self, device: int, fd: int, answer: int, wish: Any, err: Any) -> int: ...
+    def vhv_device_answer(self, device: int, token: int, fd: int, buffer: int, err: Any) -> int: ...
     def vhv_device_netns(self, device: int, netns: int, local: int, err: Any) -> int: ...
     def vhv_device_ping(self, device: int, err: Any) -> int: ...
     def vhv_device_stats(self, device: int, stats: Any, err: Any) -> int: ...
@@ -332,22 +332,35 @@ class Device(_Handle):
         _call(what, _lib.vhv_device_attach, handle, front_end.detach(), record)
 
     def connect(
-        self, client: socket.socket, port: int, *, answer: socket.socket | None = None, timeout_ms: int = 0
+        self,
+        client: socket.socket,
+        port: int,
+        *,
+        answer: socket.socket | None = None,
+        source_port: int = PORT_ANY,
+        buffer: int = 0,
+        timeout_ms: int = 0,
     ) -> None:
         """Connect a client of the bridge to a port of the guest; the device owns the sockets.
 
-        It answers on `answer`, or else on the connection itself. The guest has `timeout_ms` to answer; 0: two seconds.
+        It answers on `answer`, or else on the connection itself. `source_port` is the client's own. The guest may send
+        `buffer` bytes ahead (0: as many as the device gives, which is the upper bound), and has `timeout_ms` to answer
+        (0: two seconds).
         """
         handle = self.handle
         what = f"vm {self.name}: cannot connect a client"
+        record = _ffi.new("VhvWish *", (port, source_port, buffer, timeout_ms))
         told = -1 if answer is None else answer.detach()
-        _call(what, _lib.vhv_device_connect, handle, client.detach(), told, port, timeout_ms)
+        _call(what, _lib.vhv_device_connect, handle, client.detach(), told, record)
 
-    def answer(self, token: int, sock: socket.socket | None) -> None:
-        """Answer an ASK or ASK_SEQPACKET: with a socket that leads to the application that listens, or with None."""
+    def answer(self, token: int, sock: socket.socket | None, *, buffer: int = 0) -> None:
+        """Answer an ASK or ASK_SEQPACKET: with a socket that leads to the application that listens, or with None.
+
+        The guest may send `buffer` bytes ahead; 0: as many as the device gives, which is the upper bound.
+        """
         handle = self.handle
         fd = -1 if sock is None else sock.detach()
-        _call(f"vm {self.name}: cannot answer the guest", _lib.vhv_device_answer, handle, token, fd)
+        _call(f"vm {self.name}: cannot answer the guest", _lib.vhv_device_answer, handle, token, fd, buffer)
 
     def learn_netns(self, netns: int, local: bool) -> None:
         """Answer a NETNS: whether the namespace with this cookie is local."""

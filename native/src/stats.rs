@@ -84,6 +84,8 @@ counters! {
     refused_backlog,
     /// Requests of either side refused for want of file descriptors or memory, or for a limit.
     refused_limit,
+    /// Host requests from a port that another connection to the same port of the guest has.
+    refused_port,
     /// Host requests that the guest refused.
     refused_by_guest,
     /// Host requests that the guest did not answer in time.

@@ -159,7 +159,7 @@ def test_an_engine_is_no_device_and_a_device_is_no_engine(engine: Engine, config
         twin._disown()
 
 
-@pytest.mark.parametrize("null", ["engine", "event_fd", "config", "device", "stats", "event"])
+@pytest.mark.parametrize("null", ["engine", "event_fd", "config", "device", "wish", "stats", "event"])
 def test_a_null_pointer_is_an_error_not_a_crash(engine: Engine, config: DeviceConfig, null: str) -> None:
     ffi, lib = native._ffi, native._lib
     nothing = ffi.NULL
@@ -171,6 +171,7 @@ def test_a_null_pointer_is_an_error_not_a_crash(engine: Engine, config: DeviceCo
             "event_fd": lambda: lib.vhv_engine_new(value, nothing, nothing),
             "config": lambda: lib.vhv_device_new(engine.handle, nothing, value, nothing),
             "device": lambda: lib.vhv_device_new(engine.handle, ffi.new("VhvDeviceConfig *"), nothing, nothing),
+            "wish": lambda: lib.vhv_device_connect(device.handle, os.dup(0), -1, nothing, nothing),
             "stats": lambda: lib.vhv_device_stats(device.handle, nothing, nothing),
             "event": lambda: lib.vhv_next_event(engine.handle, nothing, nothing),
         }[null]()
@@ -369,3 +370,4 @@ def test_records_have_the_sizes_that_both_sides_agree_on() -> None:
     ffi = native._ffi
     assert ffi.sizeof("VhvError") == 256
     assert ffi.sizeof("VhvEvent") == 512
+    assert ffi.sizeof("VhvWish") == 16

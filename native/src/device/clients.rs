@@ -11,6 +11,7 @@ use crate::host::handshake::{MAX_LINE, Parsed, Refusal, ok_line, parse, parse_me
 use crate::host::messages::{Messages, kind_of};
 use crate::host::stream::{HostStream, Manners, Phase, make_room};
 use crate::ids::{GuestPort, HostPort};
+use crate::mux::Refused;
 use crate::packet::Type;
 use crate::slab::Id;
 use crate::timers::{MILLISECOND, SECOND};
@@ -48,6 +49,26 @@ impl Spare {
     }
 }
 
+/// The connection that a client wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// The guest's port.
+    pub port: GuestPort,
+    /// The port of the client's own end, if it has one.
+    pub from: Option<HostPort>,
+    /// The most bytes that the guest may send ahead, where the device would let it send more.
+    pub window: u32,
+    /// How long the guest may take to answer, in nanoseconds.
+    pub timeout: u64,
+}
+
+impl Wish {
+    /// One that leaves the rest to the device.
+    pub fn new(port: GuestPort, timeout: u64) -> Self {
+        Self { port, from: None, window: u32::MAX, timeout }
+    }
+}
+
 /// A client that the control plane let in.
 #[derive(Debug)]
 pub struct Client {
@@ -55,11 +76,10 @@ pub struct Client {
     pub socket: OwnedFd,
     /// Where the client is answered, if not on the connection itself. What is in the connection then, when it comes here,
     /// is no payload: its other end was filled up, so that it polls as not writable for as long as it is not connected.
+    /// A client that has a port of its own finds it closed when the connection has ended.
     pub answer: Option<OwnedFd>,
-    /// The guest's port that it asks for.
-    pub port: GuestPort,
-    /// How long the guest may take to answer, in nanoseconds.
-    pub timeout: u64,
+    /// What it asks for.
+    pub wish: Wish,
 }
 
 impl Hosts {
@@ -151,7 +171,7 @@ impl Hosts {
     fn request_if_visible(&mut self, host: Id, port: GuestPort, now: u64) {
         let Some(stream) = self.streams.get_mut(host) else { return };
         match self.visible.judge(&stream.fd) {
-            Judgement::Visible => self.request(host, port, now, self.connect_timeout),
+            Judgement::Visible => self.request(host, Wish::new(port, self.connect_timeout), now),
             Judgement::Hidden => self.refuse_unseen(host),
             Judgement::Unknown { netns, first } => {
                 stream.phase = Phase::Parked(port);
@@ -184,7 +204,7 @@ impl Hosts {
 
     /// A client that the control plane let in asks for a port; it is answered as the bridge does.
     pub(super) fn admit(&mut self, client: Client, now: u64) {
-        let Client { socket, answer, port, timeout } = client;
+        let Client { socket, answer, wish } = client;
         // Whoever passes a descriptor decides whether it blocks; here nothing may.
         if rustix::io::ioctl_fionbio(&socket, true).is_err() {
             return;
@@ -194,18 +214,18 @@ impl Hosts {
             None => Manners::Bridge,
             Some(fd) => {
                 let Ok(filler) = rustix::io::ioctl_fionread(&socket) else { return };
-                Manners::Apart { fd, filler }
+                Manners::Apart { fd, filler, stays: wish.from.is_some() }
             }
         };
-        let Some(host) = self.insert(socket, kind, Phase::Parked(port), now) else { return };
+        let Some(host) = self.insert(socket, kind, Phase::Parked(wish.port), now) else { return };
         if let Some(stream) = self.streams.get_mut(host) {
             stream.manners = manners;
         }
-        self.request(host, port, now, timeout);
+        self.request(host, wish, now);
     }
 
     /// Asks the guest for a connection.
-    fn request(&mut self, host: Id, port: GuestPort, now: u64, timeout: u64) {
+    fn request(&mut self, host: Id, wish: Wish, now: u64) {
         let Some(kind) = self.streams.get(host).map(HostStream::kind) else { return };
         if !self.mux.serves(kind) {
             self.stats.refused_no_seqpacket.add(1);
@@ -215,14 +235,15 @@ impl Hosts {
             self.stats.refused_not_running.add(1);
             return self.refuse(host, Refusal::NotRunning);
         }
-        match self.mux.host_connects(port, kind, host, now + timeout) {
-            Some(conn) => {
-                self.limit_messages(conn, host);
+        match self.mux.host_connects(wish.port, wish.from, kind, host, now + wish.timeout) {
+            Ok(conn) => {
+                self.limit_window(conn, host, wish.window);
                 if let Some(stream) = self.streams.get_mut(host) {
                     stream.phase = Phase::Requested(conn);
                 }
             }
-            None => self.refuse(host, Refusal::Limit),
+            Err(Refused::Limit) => self.refuse(host, Refusal::Limit),
+            Err(Refused::PortTaken) => self.refuse(host, Refusal::PortTaken),
         }
     }
 
@@ -261,7 +282,7 @@ impl Hosts {
             }
         };
         match connect_to(&socket, &self.uds_path, port) {
-            Ok(()) => self.open(conn, socket, kind, now),
+            Ok(()) => self.open(conn, socket, kind, u32::MAX, now),
             // Its backlog is full. An AF_UNIX socket does not tell when that changes.
             Err(Errno::AGAIN) => {
                 let stream = self.stream_of(socket, kind, Phase::Connecting(conn), now);
@@ -303,12 +324,12 @@ impl Hosts {
         self.mux.host_refused(conn);
     }
 
-    /// A host application's socket takes what the guest asked for.
-    fn open(&mut self, conn: Id, socket: OwnedFd, kind: Type, now: u64) {
+    /// A host application's socket takes what the guest asked for, which gets no larger window than `window`.
+    fn open(&mut self, conn: Id, socket: OwnedFd, kind: Type, window: u32, now: u64) {
         match self.insert(socket, kind, Phase::Open(conn), now) {
             Some(host) => {
                 self.mux.set_host(conn, host);
-                self.limit_messages(conn, host);
+                self.limit_window(conn, host, window);
                 self.mux.host_accepted(conn);
             }
             None => self.mux.host_refused(conn),
@@ -325,8 +346,9 @@ impl Hosts {
         self.asked.len() < MAX_ASKED
     }
 
-    /// The control plane's answer to [`Kind::Ask`]: a socket connected to the application that listens, or nothing.
-    pub(super) fn answer(&mut self, conn: Id, socket: Option<OwnedFd>, now: u64) {
+    /// The control plane's answer to [`Kind::Ask`]: a socket connected to the application that listens, which wants no
+    /// larger window than `window`, or nothing.
+    pub(super) fn answer(&mut self, conn: Id, socket: Option<OwnedFd>, window: u32, now: u64) {
         if !self.mux.awaits_host(conn) {
             return; // the guest gave up, and the application sees its end of the socket closed
         }
@@ -336,7 +358,7 @@ impl Hosts {
             return self.mux.host_refused(conn);
         };
         match kind_of(&socket) {
-            Some(kind) if self.mux.kind(conn) == Some(kind) => self.open(conn, socket, kind, now),
+            Some(kind) if self.mux.kind(conn) == Some(kind) => self.open(conn, socket, kind, window, now),
             _ => {
                 self.stats.refused_type.add(1);
                 self.mux.host_refused(conn);
@@ -356,7 +378,7 @@ impl Hosts {
                     self.close(host);
                     return;
                 }
-                self.limit_messages(conn, host);
+                self.limit_window(conn, host, u32::MAX);
                 self.mux.host_accepted(conn);
             }
             Err(Errno::AGAIN) if now.saturating_sub(stream.since) < LISTENER_TIMEOUT => {
@@ -391,10 +413,15 @@ impl Hosts {
         Some(host)
     }
 
-    /// Sees to it that the guest sends no message that the socket cannot take.
-    fn limit_messages(&mut self, conn: Id, host: Id) {
-        let Some(stream) = self.streams.get(host).filter(|stream| stream.kind() == Type::Seqpacket) else { return };
-        self.mux.limit_message(conn, Messages::longest(&stream.fd));
+    /// Gives the guest no larger window than the application wants; and than the longest message that its socket takes, so
+    /// that a guest's application is told EMSGSIZE.
+    fn limit_window(&mut self, conn: Id, host: Id, wanted: u32) {
+        let Some(stream) = self.streams.get(host) else { return };
+        let longest = match stream.kind() {
+            Type::Stream => u32::MAX,
+            Type::Seqpacket => Messages::longest(&stream.fd),
+        };
+        self.mux.limit_window(conn, wanted.min(longest));
     }
 
     /// Sets a socket's deadline.

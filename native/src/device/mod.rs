@@ -27,7 +27,7 @@ use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering, Signal};
 use crate::timers::SECOND;
 use crate::vhost_user::session::CallBlocks;
 use crate::virtio::queue::RingError;
-pub use clients::{BRIDGE_TIMEOUT, Client};
+pub use clients::{BRIDGE_TIMEOUT, Client, Wish};
 use plane::Plane;
 use std::any::Any;
 use std::collections::VecDeque;
@@ -146,8 +146,8 @@ enum Command {
     Attach(OwnedFd, Admission),
     /// Connect a client of the bridge to a port of the guest.
     Connect(Client),
-    /// The answer to [`Kind::Ask`].
-    Answer(Id, Option<OwnedFd>),
+    /// The answer to [`Kind::Ask`], and the largest window.
+    Answer(Id, Option<OwnedFd>, u32),
     /// The answer to [`Kind::Netns`].
     Netns(u64, bool),
     /// Show that the thread gets round: count it.
@@ -259,9 +259,10 @@ impl Device {
         self.shared.tell(Command::Connect(client));
     }
 
-    /// Answers [`Kind::Ask`]: with a socket connected to the application that listens, or with `None`.
-    pub fn answer(&self, token: u64, socket: Option<OwnedFd>) {
-        self.shared.tell(Command::Answer(Id::from_u64(token), socket));
+    /// Answers [`Kind::Ask`]: with a socket connected to the application that listens, which has the guest send no more than
+    /// `window` bytes ahead; or with `None`.
+    pub fn answer(&self, token: u64, socket: Option<OwnedFd>, window: u32) {
+        self.shared.tell(Command::Answer(Id::from_u64(token), socket, window));
     }
 
     /// Answers [`Kind::Netns`]: whether the namespace with this cookie is local.

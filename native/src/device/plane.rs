@@ -280,7 +280,7 @@ impl Plane {
         match command {
             Command::Attach(front_end, admission) => self.attach(front_end, admission),
             Command::Connect(client) => self.hosts.admit(client, self.now),
-            Command::Answer(conn, socket) => self.hosts.answer(conn, socket, self.now),
+            Command::Answer(conn, socket, window) => self.hosts.answer(conn, socket, window, self.now),
             Command::Netns(netns, local) => {
                 self.hosts.visible.learn(netns, local);
                 self.hosts.judge_parked(self.now);

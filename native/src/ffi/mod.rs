@@ -9,9 +9,9 @@ mod guard;
 mod handle;
 mod memory;
 
-use crate::device::{Admission, BRIDGE_TIMEOUT, Client, Device, Listeners, Scope, Settings};
+use crate::device::{Admission, BRIDGE_TIMEOUT, Client, Device, Listeners, Scope, Settings, Wish};
 use crate::events::Events;
-use crate::ids::{GuestCid, GuestPort};
+use crate::ids::{GuestCid, GuestPort, HostPort};
 use crate::stats::Stats;
 use crate::timers::{MICROSECOND, MILLISECOND};
 use guard::{ERR_BUSY, ERR_PANIC, Failed, copy_text, guard};
@@ -303,21 +303,38 @@ pub unsafe extern "C" fn vhv_device_attach(
     }
 }
 
-/// Connects a client that may see the VM to a port of the guest, which has `timeout_ms` (0: the default) to answer. The
-/// device owns the client's sockets from now on, also where the call fails. It answers on `answer`, or, where that is -1, on
-/// the connection itself: `OK <port>` or `ERR <errno> <sentence>`, a line each. See `device::clients::Client`.
+/// The connection that a client wants. Zero stands for the default where nothing else is said.
+#[repr(C)]
+pub struct VhvWish {
+    /// The guest's port.
+    pub port: u32,
+    /// The port of the client's own end, or 0xffffffff for any.
+    pub from: u32,
+    /// The most bytes that the guest may send ahead. What the device is configured for is the upper bound.
+    pub buffer: u32,
+    /// How long the guest may take to answer.
+    pub timeout_ms: u32,
+}
+
+/// The window that stands for `buffer` bytes, of which 0 says nothing.
+fn window(buffer: u32) -> u32 {
+    or_default(buffer, u32::MAX)
+}
+
+/// Connects a client that may see the VM to a port of the guest. The device owns the client's sockets from now on, also where
+/// the call fails. It answers on `answer`, or, where that is -1, on the connection itself: `OK <port>` or
+/// `ERR <errno> <sentence>`, a line each. See `device::clients::Client`.
 ///
 /// # Safety
 ///
-/// `fd` and `answer` are descriptors that the caller gives away, or `answer` is negative; `err` is null or points to a
-/// record.
+/// `fd` and `answer` are descriptors that the caller gives away, or `answer` is negative; pointers are null or point to what
+/// their types say.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn vhv_device_connect(
     device: u64,
     fd: i32,
     answer: i32,
-    port: u32,
-    timeout_ms: u32,
+    wish: *const VhvWish,
     err: *mut VhvError,
 ) -> i32 {
     // SAFETY: the caller's promise, here and below.
@@ -325,26 +342,33 @@ pub unsafe extern "C" fn vhv_device_connect(
         guard(err, || {
             let socket = take_fd(fd)?;
             let answer = if answer < 0 { None } else { Some(take_fd(answer)?) };
-            let timeout = or_default(u64::from(timeout_ms) * MILLISECOND, BRIDGE_TIMEOUT);
-            handle::device(device)?.connect(Client { socket, answer, port: GuestPort(port), timeout });
+            let wish = wish.as_ref().ok_or_else(|| Failed::argument("wish is a null pointer"))?;
+            let wish = Wish {
+                port: GuestPort(wish.port),
+                from: Some(HostPort(wish.from)).filter(|&port| port != HostPort(u32::MAX)),
+                window: window(wish.buffer),
+                timeout: or_default(u64::from(wish.timeout_ms) * MILLISECOND, BRIDGE_TIMEOUT),
+            };
+            handle::device(device)?.connect(Client { socket, answer, wish });
             Ok(0)
         })
     }
 }
 
 /// Answers an event of kind 6 under its token: with a socket that is connected to the application that listens, which the
-/// device owns from now on, also where the call fails; or with -1 where nobody listens.
+/// device owns from now on, also where the call fails; or with -1 where nobody listens. The guest may send `buffer` bytes
+/// ahead at the most (0: the default, which is the upper bound).
 ///
 /// # Safety
 ///
 /// `fd` is negative or a descriptor that the caller gives away; `err` is null or points to a record.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn vhv_device_answer(device: u64, token: u64, fd: i32, err: *mut VhvError) -> i32 {
+pub unsafe extern "C" fn vhv_device_answer(device: u64, token: u64, fd: i32, buffer: u32, err: *mut VhvError) -> i32 {
     // SAFETY: the caller's promise, here and below.
     unsafe {
         guard(err, || {
             let socket = if fd < 0 { None } else { Some(take_fd(fd)?) };
-            handle::device(device)?.answer(token, socket);
+            handle::device(device)?.answer(token, socket, window(buffer));
             Ok(0)
         })
     }

@@ -78,6 +78,8 @@ pub enum Refusal {
     Timeout,
     /// Too much of something of ours is in use.
     Limit,
+    /// The port of the client's own end is in use on this way already.
+    PortTaken,
 }
 
 impl Refusal {
@@ -90,6 +92,7 @@ impl Refusal {
             Self::Reset => ("ECONNRESET", "the guest refused the connection: nobody listens on this port"),
             Self::Timeout => ("ETIMEDOUT", "the guest did not answer"),
             Self::Limit => ("ENOBUFS", "too many connections"),
+            Self::PortTaken => ("EADDRINUSE", "another connection to this port of the guest has the same port"),
         }
     }
 }

@@ -45,6 +45,8 @@ pub enum Manners {
         fd: OwnedFd,
         /// So many bytes at the beginning of the connection are no payload.
         filler: u64,
+        /// It stays open as long as the connection lives, to tell of its end.
+        stays: bool,
     },
 }
 
@@ -108,6 +110,8 @@ pub struct HostStream {
     pub phase: Phase,
     /// How its application is answered.
     pub manners: Manners,
+    /// Closed together with this one, by which the application learns of the end.
+    pub herald: Option<OwnedFd>,
     /// The application closed its socket altogether.
     pub hung_up: bool,
     /// The application does not send any more; what it sent before may still be unread.
@@ -142,6 +146,7 @@ impl HostStream {
             fd,
             phase,
             manners: Manners::Hybrid,
+            herald: None,
             hung_up: false,
             sends_no_more: false,
             deaf: false,
@@ -171,8 +176,10 @@ impl HostStream {
             self.discard(filler);
         }
         let told = self.tell(line);
-        // A socket for the answer is of no more use.
-        self.manners = Manners::Hybrid;
+        // Without anything to tell later, a socket for the answer is of no more use.
+        if let Manners::Apart { fd, stays: true, .. } = std::mem::replace(&mut self.manners, Manners::Hybrid) {
+            self.herald = Some(fd);
+        }
         told
     }
 

@@ -90,6 +90,15 @@ pub enum ToGuest {
     },
 }
 
+/// Why a host application gets no connection to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There are as many as there may be, or no port is free.
+    Limit,
+    /// Another connection to the same port of the guest has the port that it wants for its own end.
+    PortTaken,
+}
+
 /// A connection that a deadline ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expired {

@@ -12,6 +12,10 @@ use crate::packet::spec::MAX_PAYLOAD;
 /// on x86-64 and arm64. It grows with debugging options, hence the margin.
 const PACKET_COST: u32 = 768;
 
+/// The smallest window that a host application can ask for, in bytes: Linux's default for the lower bound
+/// (`VSOCK_DEFAULT_BUFFER_MIN_SIZE`, net/vmw_vsock/af_vsock.c). With none at all, the guest could never send.
+const MIN_WINDOW: u32 = 128;
+
 /// The window of the guest's socket: what may still be sent to it.
 #[derive(Debug, Default)]
 pub struct ToGuestCredit {
@@ -99,9 +103,10 @@ impl FromGuestCredit {
         true
     }
 
-    /// Makes the window `most` bytes if it is larger. To be called before the guest is told.
+    /// Makes the window `most` bytes if it is larger, but no smaller than [`MIN_WINDOW`]. To be called before the guest is
+    /// told.
     pub fn limit(&mut self, most: u32) {
-        self.window = self.window.min(most);
+        self.window = self.window.min(most.max(MIN_WINDOW));
     }
 
     /// Notes that the last `len` bytes received belong to a message, which they end or not. How much of it there is.
@@ -183,6 +188,15 @@ mod tests {
         credit.deliver(4096);
         assert!(credit.update_due(8192));
         assert!(!credit.update_due(256 * 1024));
+    }
+
+    #[test]
+    fn wish_for_a_window_makes_it_no_larger_and_never_too_small_to_send() {
+        for (own, wanted, window) in [(1000, 500, 500), (1000, 2000, 1000), (1000, 0, MIN_WINDOW), (50, 0, 50)] {
+            let mut credit = FromGuestCredit::new(own);
+            credit.limit(wanted);
+            assert_eq!(credit.tell().0, window);
+        }
     }
 
     proptest! {

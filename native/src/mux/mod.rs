@@ -19,7 +19,7 @@ use crate::packet::{Header, Op, Type};
 use crate::slab::{Id, Slab};
 use crate::stats::Stats;
 use crate::timers::{MILLISECOND, SECOND, Timers};
-pub use actions::{Expired, FromGuest, ToGuest};
+pub use actions::{Expired, FromGuest, Refused, ToGuest};
 use connection::{Connection, Reaction, State, Wants, reaction};
 use credit::{FromGuestCredit, ToGuestCredit};
 use ports::HostPorts;
@@ -235,25 +235,45 @@ impl Mux {
 
     // ---- news of host applications ----
 
-    /// A host application asks for `port` of the guest, which has until `deadline` to answer. `None` if there are too
-    /// many connections.
-    pub fn host_connects(&mut self, port: GuestPort, kind: Type, host: Id, deadline: u64) -> Option<Id> {
+    /// A host application asks for `port` of the guest, which has until `deadline` to answer. `from` is the port of its own
+    /// end, if it has one; else it gets one.
+    pub fn host_connects(
+        &mut self,
+        port: GuestPort,
+        from: Option<HostPort>,
+        kind: Type,
+        host: Id,
+        deadline: u64,
+    ) -> Result<Id, Refused> {
         self.stats.host_requests.add(1);
         if self.conns.len() >= self.config.max_connections {
             self.stats.refused_limit.add(1);
-            return None;
+            return Err(Refused::Limit);
         }
         let by_key = &self.by_key;
-        let Some(host_port) =
-            self.ports.allocate(|candidate| by_key.contains_key(&ConnKey { guest: port, host: candidate }))
-        else {
-            self.stats.refused_limit.add(1);
-            return None;
+        let taken = |candidate| by_key.contains_key(&ConnKey { guest: port, host: candidate });
+        let host_port = match from {
+            Some(wanted) if taken(wanted) => {
+                self.stats.refused_port.add(1);
+                return Err(Refused::PortTaken);
+            }
+            Some(wanted) => wanted,
+            None => self.ports.allocate(taken).ok_or_else(|| {
+                self.stats.refused_limit.add(1);
+                Refused::Limit
+            })?,
         };
         let id = self.insert(ConnKey { guest: port, host: host_port }, kind, State::Requested, host);
         self.set_deadline(id, deadline);
         self.want(id, Op::Request);
-        Some(id)
+        Ok(id)
+    }
+
+    /// Gives the guest no larger window than `most` bytes on this connection. To be called before it hears of that.
+    pub fn limit_window(&mut self, id: Id, most: u32) {
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.from_guest.limit(most);
+        }
     }
 
     /// Notes which socket belongs to a connection that the guest asked for.

@@ -24,14 +24,6 @@ impl Mux {
         }
     }
 
-    /// The longest message that the host application's socket takes, in bytes: the guest gets no larger window than that, so
-    /// that its application is told EMSGSIZE. To be called before the guest hears of the connection.
-    pub fn limit_message(&mut self, id: Id, most: u32) {
-        if let Some(conn) = self.conns.get_mut(id) {
-            conn.from_guest.limit(most);
-        }
-    }
-
     /// A packet whose type is unknown, not negotiated, or not that of the connection on its ports, which is not concerned
     /// (`virtio_transport_recv_pkt`, net/vmw_vsock/virtio_transport_common.c).
     pub(super) fn wrong_type(&mut self, key: ConnKey, header: &Header, op: Option<Op>) -> FromGuest {

@@ -110,7 +110,7 @@ impl Bench {
 
     /// A connection that a host application asked for, in state `Requested`, with its port.
     fn requested(&mut self) -> (Id, u32) {
-        let conn = self.mux.host_connects(GuestPort(80), Type::Stream, HOST, self.now + 2 * SECOND).unwrap();
+        let conn = self.mux.host_connects(GuestPort(80), None, Type::Stream, HOST, self.now + 2 * SECOND).unwrap();
         let request = self.control();
         assert_eq!((request.op, request.dst_port), (Op::Request as u16, 80));
         (conn, request.src_port)
@@ -219,7 +219,7 @@ fn request_that_the_guest_does_not_answer_expires_with_rst() {
 #[test]
 fn request_that_never_went_out_is_taken_back_in_silence() {
     let mut bench = Bench::new();
-    let conn = bench.mux.host_connects(GuestPort(80), Type::Stream, HOST, bench.now + 2 * SECOND).unwrap();
+    let conn = bench.mux.host_connects(GuestPort(80), None, Type::Stream, HOST, bench.now + 2 * SECOND).unwrap();
     bench.mux.host_aborted(conn);
     assert_eq!((bench.controls(), bench.count()), (vec![], 0));
 }
@@ -228,7 +228,10 @@ fn request_that_never_went_out_is_taken_back_in_silence() {
 fn limit_of_connections_holds_for_both_sides() {
     let mut bench = Bench::with_limit(1);
     let conn = bench.open();
-    assert_eq!(bench.mux.host_connects(GuestPort(80), Type::Stream, HOST, bench.now + 2 * SECOND), None);
+    assert_eq!(
+        bench.mux.host_connects(GuestPort(80), None, Type::Stream, HOST, bench.now + 2 * SECOND),
+        Err(Refused::Limit)
+    );
     let other = Header { src_port: 5001, ..Bench::header(Op::Request) };
     assert_eq!(bench.packet(&other), FromGuest::Done);
     assert_eq!((bench.controls(), bench.stats.refused_limit.get()), (vec![Op::Rst], 2));
@@ -387,7 +390,7 @@ fn reset_of_the_device_forgets_everything() {
     let mut bench = Bench::new();
     let conn = bench.open();
     bench.mux.host_readable(conn, bench.now);
-    bench.mux.host_connects(GuestPort(80), Type::Stream, HOST, bench.now + 2 * SECOND).unwrap();
+    bench.mux.host_connects(GuestPort(80), None, Type::Stream, HOST, bench.now + 2 * SECOND).unwrap();
     bench.packet(&Header { src_port: 9, ..Bench::header(Op::Rw) });
     let mut closed = 0;
     bench.mux.reset_all(|_| closed += 1);

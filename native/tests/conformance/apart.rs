@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
-use vhostvsock_native::device::Client;
+use vhostvsock_native::device::{Client, Wish};
 use vhostvsock_native::ids::GuestPort;
 use vhostvsock_native::timers::{MILLISECOND, SECOND};
 use vsock_driver::header::op;
@@ -22,7 +22,7 @@ fn ask(rig: &Rig, port: u32, filler: &[u8], timeout: u64) -> Application {
     let (mut connection, socket) = UnixStream::pair().expect("socketpair");
     let (answer, told) = UnixStream::pair().expect("socketpair");
     connection.write_all(filler).expect("there is room");
-    let client = Client { socket: socket.into(), answer: Some(told.into()), port: GuestPort(port), timeout };
+    let client = Client { socket: socket.into(), answer: Some(told.into()), wish: Wish::new(GuestPort(port), timeout) };
     rig.device.connect(client);
     Application { connection, answer }
 }
@@ -64,7 +64,7 @@ fn refused_connection_is_as_it_was_and_can_be_tried_again() {
     let attempt = || {
         let (answer, told) = UnixStream::pair().unwrap();
         let socket = kept.try_clone().unwrap().into();
-        rig.device.connect(Client { socket, answer: Some(told.into()), port: GuestPort(80), timeout: 2 * SECOND });
+        rig.device.connect(Client { socket, answer: Some(told.into()), wish: Wish::new(GuestPort(80), 2 * SECOND) });
         answer
     };
     for refusals in 1..=3 {

@@ -28,3 +28,4 @@ mod rig;
 mod seqpacket;
 mod seqpacket_credit;
 mod streams;
+mod wishes;

@@ -4,7 +4,7 @@ use crate::rig::{Rig, assert_same, bytes};
 use rustix::net::Shutdown;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
-use vhostvsock_native::device::{Admission, BRIDGE_TIMEOUT, Client};
+use vhostvsock_native::device::{Admission, BRIDGE_TIMEOUT, Client, Wish};
 use vhostvsock_native::events::Kind;
 use vhostvsock_native::ids::GuestPort;
 use vsock_driver::front_end::message::feature;
@@ -274,7 +274,7 @@ fn client_of_the_bridge_is_told_that_there_are_no_message_sockets() {
         let kind = rustix::net::SocketType::SEQPACKET;
         let flags = rustix::net::SocketFlags::CLOEXEC;
         let (ours, theirs) = rustix::net::socketpair(rustix::net::AddressFamily::UNIX, kind, flags, None).unwrap();
-        rig.device.connect(Client { socket: theirs, answer: None, port: GuestPort(80), timeout: BRIDGE_TIMEOUT });
+        rig.device.connect(Client { socket: theirs, answer: None, wish: Wish::new(GuestPort(80), BRIDGE_TIMEOUT) });
         Messenger::new(ours).unwrap()
     };
     let refused = |client: &Messenger| String::from_utf8(client.recv().unwrap()).unwrap();

@@ -4,12 +4,13 @@
 //! Rules: one line on stdout per event; ends with its stdin.
 //!
 //! ```text
-//! vsock-guest SOCKET [ECHO_PORT | messages:ECHO_PORT ...]
-//! stdout: attached CID | reply TEXT | error WHY
-//! stdin:  connect PORT TEXT | messages PORT WORD ...
+//! vsock-guest SOCKET [ECHO_PORT | messages:ECHO_PORT | telling:ECHO_PORT ...]
+//! stdout: attached CID | reply TEXT | error WHY | window BYTES
+//! stdin:  connect PORT TEXT | messages PORT WORD ... | window PORT TEXT
 //! ```
 //!
-//! `messages` is for message sockets (SOCK_SEQPACKET): each word is one, and the reply has those that came back.
+//! `messages` is for message sockets (SOCK_SEQPACKET): each word is one, and the reply has those that came back. `telling`
+//! first sends a line with the peer's port and window; `window` is `connect`, and first says the window that the host gives.
 
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
@@ -26,9 +27,13 @@ fn main() -> ExitCode {
     let Some(socket) = args.next() else { return fail("usage: vsock-guest SOCKET [ECHO_PORT ...]") };
     let mut ports = Vec::new();
     for arg in args {
-        let (kind, number) = arg.strip_prefix("messages:").map_or((STREAM, &arg[..]), |number| (SEQPACKET, number));
+        let (kind, tells, number) = match arg.split_once(':') {
+            Some(("messages", number)) => (SEQPACKET, false, number),
+            Some(("telling", number)) => (STREAM, true, number),
+            _ => (STREAM, false, &arg[..]),
+        };
         let Ok(port) = number.parse::<u32>() else { return fail(&format!("{arg} is no port")) };
-        ports.push((kind, port));
+        ports.push(EchoPort { kind, port, tells });
     }
     let guest = match FrontEnd::connect(&socket).and_then(|front| Guest::boot(front, Setup::default())) {
         Ok(guest) => guest,
@@ -37,6 +42,16 @@ fn main() -> ExitCode {
     say(&format!("attached {}", guest.cid));
     serve(Kernel::new(guest, Rules::linux_7()), &ports, &commands());
     ExitCode::SUCCESS
+}
+
+/// A port whose connections get back what they send.
+struct EchoPort {
+    /// Streams or message sockets.
+    kind: u16,
+    /// Its number.
+    port: u32,
+    /// They are told of themselves first.
+    tells: bool,
 }
 
 /// Ends with a message.
@@ -66,15 +81,21 @@ fn commands() -> Receiver<String> {
 }
 
 /// Serves echoes and does what it is told, until stdin ends.
-fn serve(mut kernel: Kernel, ports: &[(u16, u32)], commands: &Receiver<String>) {
+fn serve(mut kernel: Kernel, ports: &[EchoPort], commands: &Receiver<String>) {
     let mut open = Vec::new();
-    for &(kind, port) in ports {
-        kernel.listen_as(kind, port);
+    for each in ports {
+        kernel.listen_as(each.kind, each.port);
     }
     loop {
         kernel.pump();
-        for &(_, port) in ports {
-            open.extend(kernel.try_accept(port));
+        for each in ports {
+            let Some(id) = kernel.try_accept(each.port) else { continue };
+            if each.tells {
+                let socket = kernel.socket(id);
+                let line = format!("{} {}\n", socket.peer, socket.peer_buf_alloc);
+                kernel.send_all(id, line.as_bytes());
+            }
+            open.push(id);
         }
         open.retain(|&id| echo(&mut kernel, id));
         match commands.try_recv() {
@@ -120,6 +141,10 @@ fn obey(kernel: &mut Kernel, line: &str) {
     let Ok(port) = port.parse() else { return say("error no port") };
     let converse = match command {
         Some("connect") => kernel.connect(port).map(|id| converse(kernel, id, text)),
+        Some("window") => kernel.connect(port).map(|id| {
+            say(&format!("window {}", kernel.socket(id).peer_buf_alloc));
+            converse(kernel, id, text)
+        }),
         Some("messages") => kernel.connect_as(SEQPACKET, port).map(|id| converse_in_messages(kernel, id, text)),
         _ => return say(&format!("error {line} is no command")),
     };

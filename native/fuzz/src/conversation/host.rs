@@ -56,7 +56,8 @@ impl World {
     pub(super) fn host_connects(&mut self, guest_listens: bool) {
         self.expected.host_requests += 1;
         let host = Self::host_id(self.pairs.len());
-        let Some(conn) = self.mux.host_connects(GuestPort(GUEST_PORT), Type::Stream, host, self.now + TIMEOUT) else {
+        let Ok(conn) = self.mux.host_connects(GuestPort(GUEST_PORT), None, Type::Stream, host, self.now + TIMEOUT)
+        else {
             let alive = self.pairs.iter().filter(|pair| pair.conn.is_some()).count();
             return assert_eq!(alive, MAX_CONNECTIONS, "refused without a reason");
         };

@@ -50,8 +50,8 @@ fn types_that_are_not_served_are_reset_and_counted() {
 fn window_is_no_longer_than_the_longest_message_that_the_host_takes() {
     let mut bench = Bench::new();
     bench.mux.set_seqpacket(true);
-    let conn = bench.mux.host_connects(GuestPort(80), Type::Seqpacket, HOST, bench.now + SECOND).unwrap();
-    bench.mux.limit_message(conn, 1000);
+    let conn = bench.mux.host_connects(GuestPort(80), None, Type::Seqpacket, HOST, bench.now + SECOND).unwrap();
+    bench.mux.limit_window(conn, 1000);
     assert_eq!(bench.control().buf_alloc, 1000);
 }
 

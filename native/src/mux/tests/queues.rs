@@ -33,7 +33,7 @@ fn connections_of_the_guest_that_come_and_go_do_not_fill_the_queues() {
 fn clients_that_come_and_go_do_not_fill_the_queues() {
     let mut bench = Bench::new();
     for _ in 0..MANY {
-        let conn = bench.mux.host_connects(GuestPort(80), Type::Stream, HOST, bench.now + SECOND).unwrap();
+        let conn = bench.mux.host_connects(GuestPort(80), None, Type::Stream, HOST, bench.now + SECOND).unwrap();
         bench.mux.host_aborted(conn);
         let control = bench.mux.control_queue.len();
         assert!(control <= SHORT, "{control} entries, no connection");
@@ -48,7 +48,7 @@ fn connections_that_stay_keep_their_place_when_those_that_are_gone_are_cleared_o
     let mut bench = Bench::new();
     let mut ports = Vec::new();
     for round in 0..MANY {
-        let conn = bench.mux.host_connects(GuestPort(80), Type::Stream, HOST, bench.now + SECOND).unwrap();
+        let conn = bench.mux.host_connects(GuestPort(80), None, Type::Stream, HOST, bench.now + SECOND).unwrap();
         if round % 1000 == 0 {
             ports.push(bench.mux.conns.get(conn).unwrap().key.host.0);
         } else {
