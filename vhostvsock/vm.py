@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vhostvsock.bridge.caller import Caller
+from vhostvsock.bridge.protocol import Wish
 from vhostvsock.config import VmConfig
 from vhostvsock.errors import NativeError, VhostvsockError
 from vhostvsock.ids import Cid
@@ -231,16 +232,23 @@ class ServedVm:
             raise Refused(errno.EHOSTUNREACH, f"VM {self.config.name!r} is being made anew")
         return self._device
 
-    def connect(self, caller: Caller, port: int, timeout_ms: int = 0) -> None:
+    def connect(self, caller: Caller, port: int, wish: Wish) -> None:
         """Connect a client of the bridge, which may see this VM, to a port of the guest. Refused without a device."""
         device = self._living()
         # Whoever calls keeps its own descriptors, and closes them.
         answer = None if caller.answer is None else caller.answer.dup()
-        device.connect(caller.connection.dup(), port, answer=answer, timeout_ms=timeout_ms)
+        device.connect(
+            caller.connection.dup(),
+            port,
+            answer=answer,
+            source_port=wish.source_port,
+            buffer=wish.buffer,
+            timeout_ms=wish.timeout_ms,
+        )
 
-    def answer(self, token: int, sock: socket.socket | None) -> None:
+    def answer(self, token: int, sock: socket.socket | None, buffer: int = 0) -> None:
         """Answer what the guest asked for; the device owns the socket then. Refused without a device."""
-        self._living().answer(token, sock)
+        self._living().answer(token, sock, buffer=buffer)
 
     def row(self, viewer: NetnsId, mode: Mode) -> dict[str, Any] | None:
         """What `vhostvsock ls` shows a viewer; None where it may not see the VM.

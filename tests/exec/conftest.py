@@ -19,6 +19,8 @@ from netns.serving import program as program
 from netns.serving import served as served
 
 ECHO = 1234
+# There the guest says first from which port somebody connected, and with which window.
+TELLING = 1235
 CID = 42
 
 # What every script of these tests has at hand.
@@ -31,6 +33,8 @@ def error(function, *args):
     except OSError as failed: return errno.errorcode[failed.errno]
 def listening(port, cid=ANY, backlog=5):
     sock = new(); sock.bind((cid, port)); sock.listen(backlog); return sock
+def bound(port, cid=ANY, kind=socket.SOCK_STREAM):
+    sock = new(kind); sock.bind((cid, port)); return sock
 def connected(cid, port):
     sock = new(); sock.connect((cid, port)); return sock
 def plain(sock):
@@ -114,9 +118,9 @@ def seccomp() -> None:
 
 @pytest.fixture
 def supervised(seccomp: None, served: World) -> Iterator[Supervised]:
-    """With a daemon, and a guest with CID 42 that echoes on port 1234."""
+    """With a daemon, and a guest with CID 42 that echoes on ports 1234 and 1235."""
     daemon = served.daemon({"a": CID})
-    guest = served.guest("a", None, ECHO)
+    guest = served.guest("a", None, ECHO, f"telling:{TELLING}")
     assert guest.next() == f"attached {CID}"
     made = Supervised(served, daemon, guest)
     try:

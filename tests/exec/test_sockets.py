@@ -131,15 +131,6 @@ os.wait(); print(error(new().bind, (ANY, 5001)))
     assert supervised.python(code) == ["EADDRINUSE", "None", "None"]
 
 
-def test_a_bound_socket_connects_from_another_port_and_gives_its_own_back(supervised: Supervised) -> None:
-    code = """
-sock = new(); sock.bind((ANY, 5000)); sock.connect((42, 1234))
-print(sock.getsockname()[1] != 5000, error(new().bind, (ANY, 5000)))
-sock.send(b"hello"); print(sock.recv(10))
-"""
-    assert supervised.python(code) == ["True None", "b'hello'"]
-
-
 def test_loopback_between_two_sockets_of_a_program(supervised: Supervised) -> None:
     code = """
 server = listening(5000)

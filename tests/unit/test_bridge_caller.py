@@ -10,14 +10,17 @@ import pytest
 
 from vhostvsock.bridge.caller import Caller
 from vhostvsock.bridge.lines import read_line
-from vhostvsock.bridge.protocol import Bind, Connect, Request, parse, request_line
+from vhostvsock.bridge.protocol import Bind, Connect, Listen, Request, Wish, parse, request_line
 from vhostvsock.registry.errors import Refused
 
 
 @pytest.mark.parametrize(
     ("line", "request_"),
     [
-        (b"CONNECT 42 1234 500", Connect(42, 1234, 500)),
+        (b"CONNECT 42 1234 500", Connect(42, 1234, Wish(500))),
+        (b"CONNECT 42 1234 500 buffer=4096 from=0", Connect(42, 1234, Wish(500, 4096, 0))),
+        (b"CONNECT 42 1234 0 from=5555", Connect(42, 1234, Wish(source_port=5555))),
+        (b"LISTEN 2 1234 5 buffer=4096", Listen(2, 1234, 5, 4096)),
         (b"CONNECT 42 1234", Connect(42, 1234)),
         (b"BIND * 1234", Bind(0xFFFF_FFFF, 1234)),
         (b"BIND 2 *", Bind(2, 0xFFFF_FFFF)),
@@ -28,10 +31,49 @@ def test_requests_are_said_as_they_are_read(line: bytes, request_: Request) -> N
     assert request_line(request_) == line + b"\n"
 
 
-@pytest.mark.parametrize("line", [b"CONNECT 1 2 x", b"CONNECT 1 2 *", b"CONNECT 1 2 3 4", b"BIND 1", b"BIND 1 2 3"])
+@pytest.mark.parametrize(
+    ("line", "request_"),
+    [
+        (b"CONNECT 1 2 from=5 buffer=9", Connect(1, 2, Wish(0, 9, 5))),
+        (b"CONNECT 1 2 buffer=0 from=4294967295", Connect(1, 2)),
+        (b"LISTEN * * buffer=9", Listen(0xFFFF_FFFF, 0xFFFF_FFFF, 128, 9)),
+    ],
+)
+def test_what_has_a_name_stands_anywhere_behind_the_address(line: bytes, request_: Request) -> None:
+    assert parse(line) == request_
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"CONNECT 1 2 x",
+        b"CONNECT 1 2 *",
+        b"CONNECT 1 2 3 4",
+        b"CONNECT 1 2 from=5 3",
+        b"CONNECT 1 2 from=5 from=5",
+        b"CONNECT 1 2 from=",
+        b"CONNECT 1 2 from=-1",
+        b"CONNECT 1 2 from=*",
+        b"CONNECT 1 2 FROM=5",
+        b"CONNECT 1 2 buffer=4294967296",
+        b"CONNECT 1 2 =5",
+        b"CONNECT 1 2 colour=5",
+        b"CONNECT buffer=5 2",
+        b"LISTEN 1 2 from=5",
+        b"LISTEN 1 2 buffer=5 128",
+        b"BIND 1",
+        b"BIND 1 2 3",
+        b"BIND 1 2 buffer=5",
+    ],
+)
 def test_other_lines_are_none(line: bytes) -> None:
     with pytest.raises(Refused, match="EPROTO"):
         parse(line)
+
+
+def test_who_says_an_unknown_word_is_told_which_there_are() -> None:
+    with pytest.raises(Refused, match=r"CONNECT cid port \[ms\] \[buffer=BYTES\] \[from=PORT\], LISTEN"):
+        parse(b"CONNECT 1 2 colour=5")
 
 
 def test_a_descriptor_comes_with_the_line_and_payload_behind_it_stays() -> None:

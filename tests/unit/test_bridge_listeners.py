@@ -26,7 +26,17 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 @pytest.mark.parametrize(
     "said",
-    [b"TAKE", b"TAKEN\nTAK", b"", b"NONSENSE\n", b"BACKLOG\n", b"BACKLOG x\n", b"BACKLOG 99999999999\n", b"x" * 1000],
+    [
+        b"TAKE",
+        b"TAKEN\nTAK",
+        b"",
+        b"NONSENSE\n",
+        b"BACKLOG\n",
+        b"BACKLOG x\n",
+        b"BACKLOG 99999999999\n",
+        b"BACKLOG 1 x=1\n",
+        b"x" * 1000,
+    ],
 )
 def test_a_listener_that_leaves_in_the_middle_of_a_line_is_gone(said: bytes) -> None:
     ours, theirs = pair()
@@ -116,6 +126,27 @@ def test_a_port_that_is_only_bound_refuses_until_a_backlog_is_said_and_obeys_ano
     one, connection = socket.socketpair()
     with ours, theirs, one, connection:
         asyncio.run(follow())
+
+
+def test_a_backlog_changes_the_buffer_where_it_says_one() -> None:
+    ours, theirs = pair()
+
+    async def follow() -> list[int]:
+        served = BridgeListener(ours, 5, 4096)
+        found = [served.buffer]
+        task = asyncio.create_task(served.until_gone())
+        # TAKEN, said behind it, shows that it was heard.
+        for line in (b"BACKLOG 5\n", b"BACKLOG 5 buffer=1000\n", b"BACKLOG 5 buffer=0\n"):
+            served.waiting = 1
+            theirs.sendall(line + b"TAKEN\n")
+            while served.waiting:
+                await asyncio.sleep(0)
+            found.append(served.buffer)
+        task.cancel()
+        return found
+
+    with ours, theirs:
+        assert asyncio.run(asyncio.wait_for(follow(), 5)) == [4096, 4096, 1000, 0]
 
 
 def test_a_listener_that_is_gone_resets_and_nobody_is_told_ok() -> None:

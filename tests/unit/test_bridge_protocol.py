@@ -11,18 +11,21 @@ from vhostvsock.bridge import protocol
 from vhostvsock.registry.errors import Refused
 
 NUMBERS = st.integers(0, protocol.ANY)
+WISHES = st.builds(protocol.Wish, NUMBERS, NUMBERS, NUMBERS)
 REQUESTS = st.one_of(
     st.builds(protocol.Version, NUMBERS),
-    st.builds(protocol.Connect, NUMBERS, NUMBERS),
-    st.builds(protocol.Listen, NUMBERS, NUMBERS, NUMBERS),
+    st.builds(protocol.Connect, NUMBERS, NUMBERS, WISHES),
+    st.builds(protocol.Listen, NUMBERS, NUMBERS, NUMBERS, NUMBERS),
+    st.builds(protocol.Bind, NUMBERS, NUMBERS),
     st.just(protocol.List()),
 )
 # Words of the protocol in any order, and numbers that are none.
+VERBS = ["CONNECT", "listen", "LIST", "VERSION", "BACKLOG"]
+UNNAMED = ["*", "0", "-1", "+1", "4294967295", "4294967296", "1_0", "9" * 30]
+NAMED = ["buffer=0", "buffer=4096", "buffer=1=2", "from=5", "from=4294967295", "from=", "="]
 WORDS = st.lists(
-    st.sampled_from(
-        ["CONNECT", "listen", "LIST", "VERSION", "*", "0", "-1", "+1", "4294967295", "4294967296", "1_0", "9" * 30]
-    ),
-    max_size=5,
+    st.sampled_from([*VERBS, *UNNAMED, *NAMED]),
+    max_size=7,
 ).map(lambda words: " ".join(words).encode())
 
 
@@ -48,6 +51,31 @@ def test_a_request_that_is_written_is_read_back(request: protocol.Request) -> No
     assert len(line) <= protocol.LINE_LIMIT
     assert line.endswith(b"\n")
     assert protocol.parse(line[:-1]) == request
+
+
+@given(WISHES)
+def test_a_wish_that_goes_to_another_daemon_is_read_back(wish: protocol.Wish) -> None:
+    assert protocol.parse_wish(wish.words()) == wish
+
+
+@given(NUMBERS, NUMBERS)
+def test_a_backlog_that_is_written_is_read_back(backlog: int, buffer: int) -> None:
+    line = protocol.backlog_line(backlog, buffer)
+    assert len(line) <= protocol.LINE_LIMIT
+    assert protocol.parse_backlog(line.rstrip(b"\n")) == (backlog, buffer or None)
+
+
+@given(st.one_of(st.binary(max_size=protocol.LINE_LIMIT), WORDS))
+@example(b"BACKLOG 5 buffer=9")
+@example(b"BACKLOG buffer=9")
+def test_any_backlog_is_numbers_within_bounds_or_refused(line: bytes) -> None:
+    try:
+        backlog, buffer = protocol.parse_backlog(line)
+    except Refused as refused:
+        assert refused.errno == errno.EPROTO
+    else:
+        assert 0 <= backlog <= protocol.ANY
+        assert buffer is None or 0 <= buffer <= protocol.ANY
 
 
 @given(NUMBERS)

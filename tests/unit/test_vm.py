@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from vhostvsock.bridge.caller import Caller
+from vhostvsock.bridge.protocol import Wish
 from vhostvsock.config import VmConfig
 from vhostvsock.ids import Cid
 from vhostvsock.native import Device, Engine, Event, EventKind
@@ -116,7 +117,7 @@ def test_without_a_device_clients_and_answers_are_refused() -> None:
         one, two = socket.socketpair()
         with one, two:
             with pytest.raises(Refused, match="EHOSTUNREACH"):
-                vm.connect(Caller(one), 5)
+                vm.connect(Caller(one), 5, Wish())
             with pytest.raises(Refused, match="EHOSTUNREACH"):
                 vm.answer(1, two)
             assert two.fileno() >= 0

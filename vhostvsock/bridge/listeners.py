@@ -18,7 +18,7 @@ import socket
 
 from vhostvsock.bridge.caller import Caller
 from vhostvsock.bridge.lines import hung_up, limit_messages, readable, send_with
-from vhostvsock.bridge.protocol import LINE_LIMIT, accept_line
+from vhostvsock.bridge.protocol import LINE_LIMIT, accept_line, parse_backlog
 from vhostvsock.ids import CID_LOCAL
 from vhostvsock.registry.errors import Refused
 
@@ -31,10 +31,14 @@ _SEND_BUFFER = 1 << 20
 class BridgeListener:
     """The application's control connection."""
 
-    def __init__(self, sock: socket.socket, backlog: int | None) -> None:
-        """`backlog` is None for a port that is only bound: whoever connects is refused until BACKLOG is said."""
+    def __init__(self, sock: socket.socket, backlog: int | None, buffer: int = 0) -> None:
+        """`backlog` is None for a port that is only bound: whoever connects is refused until BACKLOG is said.
+
+        `buffer`: so many bytes may each guest send ahead; 0 for what is usual.
+        """
         self._sock = sock
         self._backlog = -1 if backlog is None else min(backlog, MAX_BACKLOG)
+        self.buffer = buffer
         self.waiting = 0
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # as far as it is allowed
 
@@ -81,8 +85,11 @@ class BridgeListener:
         match line.split():
             case [b"TAKEN"]:
                 self.waiting = max(0, self.waiting - 1)
-            case [b"BACKLOG", number] if number.isdigit() and len(number) <= 10:
-                self._backlog = min(int(number), MAX_BACKLOG)
             case _:
-                return False
+                try:
+                    backlog, buffer = parse_backlog(line)
+                except Refused:
+                    return False
+                self._backlog = min(backlog, MAX_BACKLOG)
+                self.buffer = self.buffer if buffer is None else buffer
         return True

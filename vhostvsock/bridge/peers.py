@@ -19,7 +19,7 @@ from collections.abc import Callable
 from vhostvsock.bridge.accepting import accept_each
 from vhostvsock.bridge.caller import Caller
 from vhostvsock.bridge.lines import readable, recv_with, send_with
-from vhostvsock.bridge.protocol import ANSWER_LIMIT, error_line, parse_answer
+from vhostvsock.bridge.protocol import ANSWER_LIMIT, error_line, ok_line, parse_answer
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.registry.errors import Refused
 from vhostvsock.sockets import ListeningSocket, peer_credentials
@@ -34,12 +34,15 @@ _GONE = {
 
 _log = logging.getLogger("vhostvsock.bridge")
 
-# Words of a message and whose connection came with it; raises OSError where it cannot be taken.
-Handler = Callable[[list[str], Caller], None]
+# Words of a message and whose connection came with it, to the number of the answer; raises OSError where it cannot be
+# taken.
+Handler = Callable[[list[str], Caller], int]
 
 
-async def hand_over(path: str, words: list[str], caller: Caller) -> None:
-    """Give a connection to the daemon at `path`. Raises OSError where that one does not take it; closes nothing.
+async def hand_over(path: str, words: list[str], caller: Caller) -> int:
+    """Give a connection to the daemon at `path`; the number that it answers. Raises OSError where it does not take it.
+
+    Closes nothing.
 
     A daemon that is gone, or about to go, is as a VM that is gone or a port on which nobody listens.
     """
@@ -61,7 +64,7 @@ async def hand_over(path: str, words: list[str], caller: Caller) -> None:
             raise gone from error
         if not answer:
             raise gone
-        parse_answer(answer.rstrip(b"\n"))
+        return parse_answer(answer.rstrip(b"\n"))
 
 
 async def serve(listening: ListeningSocket, handler: Handler) -> None:
@@ -87,10 +90,9 @@ async def _one(sock: socket.socket, handler: Handler) -> None:
 
 def _answer(data: bytes, sockets: list[socket.socket], handler: Handler) -> bytes:
     try:
-        handler(data.decode("ascii", "replace").split(), Caller.of(sockets))
+        return ok_line(handler(data.decode("ascii", "replace").split(), Caller.of(sockets)))
     except OSError as error:
         return error_line(error)
     except VhostvsockError as error:
         _log.error("%s", error)
         return error_line(OSError(errno.EIO, str(error)))
-    return b"OK 0\n"

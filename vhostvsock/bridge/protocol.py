@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from vhostvsock.registry.errors import Refused
 
-# "LISTEN 4294967295 4294967295 4294967295\n" is 41 bytes.
-LINE_LIMIT = 64
+# "CONNECT 4294967295 4294967295 4294967295 buffer=4294967295 from=4294967295\n" is 75 bytes.
+LINE_LIMIT = 96
 # "ERR ESOCKTNOSUPPORT " and a sentence.
 ANSWER_LIMIT = 512
 VERSION = 1
@@ -34,21 +34,39 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """What a client may wish of a connection; 0 stands for what is usual.
+
+    The other side has `timeout_ms` to answer, and may send `buffer` bytes ahead. `source_port` is the client's own.
+    """
+
+    timeout_ms: int = 0
+    buffer: int = 0
+    source_port: int = ANY
+
+    def words(self) -> list[str]:
+        """As they stand behind an address. Those with names are said where they are needed: old daemons know none."""
+        source = [f"from={self.source_port}"] if self.source_port != ANY else []
+        return [str(self.timeout_ms), *_buffer_words(self.buffer), *source]
+
+
+@dataclass(frozen=True, slots=True)
 class Connect:
-    """The client wants a connection; the other side has `timeout_ms` to answer, 0 for what is usual."""
+    """The client wants a connection."""
 
     cid: int
     port: int
-    timeout_ms: int = 0
+    wish: Wish = Wish()
 
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """The client wants the connections to a port. `cid` and `port` may be ANY."""
+    """The client wants the connections to a port. `cid` and `port` may be ANY. `buffer` is as in a `Wish`."""
 
     cid: int
     port: int
     backlog: int
+    buffer: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +93,49 @@ def parse(line: bytes) -> Request:
     match [word.upper() for word in words[:1]] + words[1:]:
         case ["VERSION", number]:
             return Version(_number(number))
-        case ["CONNECT", cid, port]:
-            return Connect(_number(cid), _number(port))
-        case ["CONNECT", cid, port, timeout_ms]:
-            return Connect(_number(cid), _number(port), _number(timeout_ms))
-        case ["LISTEN", cid, port]:
-            return Listen(_number(cid, star=True), _number(port, star=True), DEFAULT_BACKLOG)
-        case ["LISTEN", cid, port, backlog]:
-            return Listen(_number(cid, star=True), _number(port, star=True), _number(backlog))
+        case ["CONNECT", cid, port, *rest]:
+            return Connect(_number(cid), _number(port), parse_wish(rest))
+        case ["LISTEN", cid, port, *rest]:
+            backlog, named = _rest(rest, "buffer")
+            backlog = DEFAULT_BACKLOG if backlog is None else backlog
+            return Listen(_number(cid, star=True), _number(port, star=True), backlog, named.get("buffer", 0))
         case ["BIND", cid, port]:
             return Bind(_number(cid, star=True), _number(port, star=True))
         case ["LIST"]:
             return List()
-    raise Refused(
+    raise _no_request()
+
+
+def _no_request() -> Refused:
+    return Refused(
         errno.EPROTO,
-        "not a request; those are CONNECT cid port [ms], LISTEN cid port [backlog], BIND cid port, LIST",
+        "not a request; those are CONNECT cid port [ms] [buffer=BYTES] [from=PORT], "
+        "LISTEN cid port [backlog] [buffer=BYTES], BIND cid port, LIST",
     )
+
+
+def parse_wish(words: list[str]) -> Wish:
+    """The reverse of `Wish.words`, in any order. Raises Refused(EPROTO)."""
+    timeout_ms, named = _rest(words, "buffer", "from")
+    return Wish(timeout_ms or 0, named.get("buffer", 0), named.get("from", ANY))
+
+
+def _rest(words: list[str], *names: str) -> tuple[int | None, dict[str, int]]:
+    """What may stand behind an address: a number, then numbers with names, each once."""
+    number: int | None = None
+    if words and "=" not in words[0]:
+        number, words = _number(words[0]), words[1:]
+    named: dict[str, int] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in names or name in named:
+            raise _no_request()
+        named[name] = _number(value)
+    return number, named
+
+
+def _buffer_words(buffer: int) -> list[str]:
+    return [f"buffer={buffer}"] if buffer else []
 
 
 def _number(text: str, *, star: bool = False) -> int:
@@ -106,10 +151,10 @@ def request_line(request: Request) -> bytes:
     match request:
         case Version(number):
             words = ["VERSION", str(number)]
-        case Connect(cid, port, timeout_ms):
-            words = ["CONNECT", str(cid), str(port), *([str(timeout_ms)] if timeout_ms else [])]
-        case Listen(cid, port, backlog):
-            words = ["LISTEN", _star(cid), _star(port), str(backlog)]
+        case Connect(cid, port, wish):
+            words = ["CONNECT", str(cid), str(port), *(wish.words() if wish != Wish() else [])]
+        case Listen(cid, port, backlog, buffer):
+            words = ["LISTEN", _star(cid), _star(port), str(backlog), *_buffer_words(buffer)]
         case Bind(cid, port):
             words = ["BIND", _star(cid), _star(port)]
         case List():
@@ -122,7 +167,7 @@ def _star(number: int) -> str:
 
 
 def ok_line(number: int) -> bytes:
-    """The answer to a request that succeeded; the number is a port."""
+    """The answer to a request that succeeded; the number is mostly a port."""
     return b"OK %d\n" % number
 
 
@@ -147,9 +192,19 @@ def parse_answer(line: bytes) -> int:
     raise OSError(errno.EPROTO, f"the bridge answered {line[:40]!r}")
 
 
-def backlog_line(backlog: int) -> bytes:
-    """What a client that has a port says to listen on it, or to change how many connections may wait."""
-    return b"BACKLOG %d\n" % backlog
+def backlog_line(backlog: int, buffer: int = 0) -> bytes:
+    """What a client that has a port says to listen on it, or to change how many connections may wait, or the buffer."""
+    return " ".join(["BACKLOG", str(backlog), *_buffer_words(buffer)]).encode() + b"\n"
+
+
+def parse_backlog(line: bytes) -> tuple[int, int | None]:
+    """The backlog and the buffer, None where nothing is said of it. Raises Refused(EPROTO)."""
+    match line.decode("ascii", "replace").split():
+        case ["BACKLOG", *rest]:
+            backlog, named = _rest(rest, "buffer")
+            if backlog is not None:
+                return backlog, named.get("buffer")
+    raise Refused(errno.EPROTO, "who listens says TAKEN, or BACKLOG n [buffer=BYTES]")
 
 
 def accept_line(cid: int, port: int) -> bytes:

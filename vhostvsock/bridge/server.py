@@ -26,6 +26,7 @@ from vhostvsock.bridge.listeners import BridgeListener
 from vhostvsock.bridge.places import peer_path
 from vhostvsock.bridge.privilege import may_bind_low_ports
 from vhostvsock.bridge.protocol import (
+    ANY,
     LINE_LIMIT,
     VERSION,
     Bind,
@@ -37,6 +38,7 @@ from vhostvsock.bridge.protocol import (
     error_line,
     ok_line,
     parse,
+    parse_wish,
 )
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.ids import CID_HOST, CID_LOCAL, PORT_ANY
@@ -125,10 +127,10 @@ class Bridge:
             case Connect():
                 caller = Caller(sockets[0], sock) if sockets else Caller(sock)
                 await self._connect(caller, netns, request)
-            case Listen(cid, port, backlog):
-                await self._listen(sock, netns, cid, port, backlog)
+            case Listen(cid, port, backlog, buffer):
+                await self._listen(sock, netns, cid, port, BridgeListener(sock, backlog, buffer))
             case Bind(cid, port):
-                await self._listen(sock, netns, cid, port, None)
+                await self._listen(sock, netns, cid, port, BridgeListener(sock, None))
             case List():
                 await self._list(sock, netns)
             case Version():
@@ -137,18 +139,22 @@ class Bridge:
     # CONNECT --------------------------------------------------------------------------------------------------------
 
     async def _connect(self, caller: Caller, netns: NetnsId, request: Connect) -> None:
-        cid, port = request.cid, request.port
+        cid, port, wish = request.cid, request.port, request.wish
         claim = self._registry.find_vm(netns, cid)
-        match self._route(netns, cid, claim, _KINDS[caller.connection.type]).check():
+        way = self._route(netns, cid, claim, _KINDS[caller.connection.type]).check()
+        # On the way up, ports are the kernel's.
+        if wish.source_port != ANY and way is not Way.PARENT:
+            self._check_source(caller, netns, wish.source_port)
+        match way:
             case Way.LOOPBACK:
-                await self._loop_back(caller, netns, cid, port)
+                await self._loop_back(caller, netns, request)
             case Way.VM:
                 assert claim is not None
                 own = self._served(claim.id)
                 if own is not None:
-                    own.connect(caller, port, request.timeout_ms)
+                    own.connect(caller, port, wish)
                 else:
-                    words = ["CONNECT", claim.id, str(port), str(request.timeout_ms)]
+                    words = ["CONNECT", claim.id, str(port), *wish.words()]
                     await peers.hand_over(peer_path(claim.daemon.bridge), words, caller)
             case Way.PARENT:
                 await self._go_up(caller, cid, port)
@@ -168,12 +174,21 @@ class Bridge:
         """The VM with this claim, if it is one of ours."""
         return next((vm for vm in self._vms() if vm.claim is not None and vm.claim.id == claim_id), None)
 
-    async def _loop_back(self, caller: Caller, netns: NetnsId, cid: int, port: int) -> None:
-        listener = self._registry.find_listener(netns, cid, port)
+    def _check_source(self, caller: Caller, netns: NetnsId, port: int) -> None:
+        """A client's own port has to be held by its user. Whether that one may have it was decided when it got it."""
+        _, uid, _ = peer_credentials(caller.answer or caller.connection)
+        if not self._registry.has_port(netns, port, uid):
+            raise Refused(errno.EADDRNOTAVAIL, f"uid {uid} has not bound port {port}", hint="BIND comes first")
+
+    async def _loop_back(self, caller: Caller, netns: NetnsId, request: Connect) -> None:
+        listener = self._registry.find_listener(netns, request.cid, request.port)
         if listener is None:
-            raise Refused(errno.ECONNRESET, f"nobody listens on port {port}")
+            raise Refused(errno.ECONNRESET, f"nobody listens on port {request.port}")
+        source = request.wish.source_port
+        if source == ANY:
+            source = random.randrange(LAST_PRIVILEGED_PORT + 1, PORT_ANY)
         # The client's own connection becomes the conversation; whoever hands it to the listener says OK on it.
-        await self._offer(listener, caller, CID_LOCAL, random.randrange(LAST_PRIVILEGED_PORT + 1, PORT_ANY))
+        await self._offer(listener, caller, CID_LOCAL, source)
 
     async def _go_up(self, caller: Caller, cid: int, port: int) -> None:
         up = await self._connect_parent(caller.connection, cid, port)
@@ -182,10 +197,10 @@ class Bridge:
 
     # LISTEN ---------------------------------------------------------------------------------------------------------
 
-    async def _listen(self, sock: socket.socket, netns: NetnsId, cid: int, port: int, backlog: int | None) -> None:
+    async def _listen(self, sock: socket.socket, netns: NetnsId, cid: int, port: int, served: BridgeListener) -> None:
         pid, uid, _ = peer_credentials(sock)
         listener = self._registry.listen(netns, cid, port, privileged=may_bind_low_ports(pid, uid), uid=uid)
-        served = self._listeners[listener.id] = BridgeListener(sock, backlog)
+        self._listeners[listener.id] = served
         try:
             sock.send(ok_line(listener.port), socket.MSG_NOSIGNAL)
             await served.until_gone()
@@ -193,14 +208,14 @@ class Bridge:
             del self._listeners[listener.id]
             self._registry.unlisten(listener)
 
-    async def _offer(self, listener: Listener, caller: Caller, cid: int, port: int) -> None:
-        """Hand a connection to an application that listens, here or at another daemon. Raises OSError."""
+    async def _offer(self, listener: Listener, caller: Caller, cid: int, port: int) -> int:
+        """Hand a connection to an application that listens, here or at another daemon; its buffer. Raises OSError."""
         served = self._listeners.get(listener.id)
         if served is None:
             words = ["ACCEPT", listener.id, str(cid), str(port)]
-            await peers.hand_over(peer_path(listener.daemon.bridge), words, caller)
-        else:
-            served.offer(caller, cid, port)
+            return await peers.hand_over(peer_path(listener.daemon.bridge), words, caller)
+        served.offer(caller, cid, port)
+        return served.buffer
 
     async def guest_asks(self, vm: ServedVm, token: int, guest_port: int, port: int, kind: socket.SocketKind) -> None:
         """A guest wants a port where nobody listens at its VM's own path."""
@@ -211,8 +226,8 @@ class Bridge:
             if claim is not None and listener is not None:
                 ours, theirs = socket.socketpair(type=kind)
                 with theirs:
-                    await self._offer(listener, Caller(theirs), claim.cid.value, guest_port)
-                vm.answer(token, ours)
+                    buffer = await self._offer(listener, Caller(theirs), claim.cid.value, guest_port)
+                vm.answer(token, ours, buffer)
                 return
         except (OSError, VhostvsockError) as error:
             _log.debug("vm %s: the guest's connection to port %d is refused: %s", vm.config.name, port, error)
@@ -223,21 +238,22 @@ class Bridge:
 
     # Other daemons --------------------------------------------------------------------------------------------------
 
-    def take_over(self, words: list[str], caller: Caller) -> None:
-        """Another daemon hands a connection over. Raises OSError where it cannot be taken."""
+    def take_over(self, words: list[str], caller: Caller) -> int:
+        """Another daemon hands a connection over; what it is answered. Raises OSError where it cannot be taken."""
         match words:
-            case ["CONNECT", claim_id, port, timeout_ms] if port.isdigit() and timeout_ms.isdigit():
+            case ["CONNECT", claim_id, port, *wish] if port.isdigit():
                 vm = self._served(claim_id)
                 if vm is None:
                     raise Refused(errno.ENODEV, "the VM is gone")
-                vm.connect(caller, int(port), int(timeout_ms))
+                vm.connect(caller, int(port), parse_wish(wish))
+                return 0
             case ["ACCEPT", listener_id, cid, port] if cid.isdigit() and port.isdigit():
                 served = self._listeners.get(listener_id)
                 if served is None:
                     raise Refused(errno.ECONNRESET, "nobody listens any more")
                 served.offer(caller, int(cid), int(port))
-            case _:
-                raise Refused(errno.EPROTO, "not a message between daemons")
+                return served.buffer
+        raise Refused(errno.EPROTO, "not a message between daemons")
 
     # LIST -----------------------------------------------------------------------------------------------------------
 

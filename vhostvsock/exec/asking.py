@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 from vhostvsock import client
 from vhostvsock.bridge import finding
 from vhostvsock.bridge.finding import Deadline
-from vhostvsock.bridge.protocol import Bind, Connect
+from vhostvsock.bridge.protocol import Bind, Connect, Wish
 from vhostvsock.exec.address import Address
 
 # A daemon answers a little later than the guest, and one that hangs does not.
 _SLACK_SECONDS = 3.0
 # Guests that do not answer keep a thread each, for as long as connect(2) waits.
 _THREADS = 64
+
+# The program's port, the socket on which the bridge said so, and another one where that is the connection.
+Connected = tuple[int, socket.socket, socket.socket | None]
 
 _T = TypeVar("_T")
 _free = asyncio.Semaphore(_THREADS)
@@ -50,20 +53,20 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
         return await future
 
 
-async def connect(connection: socket.socket, address: Address, timeout_ms: int) -> tuple[int, socket.socket | None]:
-    """Have `connection` connected. The program's port, and another socket where that is the connection. OSError."""
+async def connect(connection: socket.socket, address: Address, wish: Wish) -> Connected:
+    """Have `connection` connected. Raises OSError."""
     with connection.dup() as theirs:
-        return await _in_thread(lambda: _connect(theirs, address, timeout_ms))
+        return await _in_thread(lambda: _connect(theirs, address, wish))
 
 
-def _connect(connection: socket.socket, address: Address, timeout_ms: int) -> tuple[int, socket.socket | None]:
-    request = Connect(address.cid, address.port, timeout_ms)
-    deadline = Deadline(timeout_ms / 1000 + _SLACK_SECONDS)
+def _connect(connection: socket.socket, address: Address, wish: Wish) -> Connected:
+    request = Connect(address.cid, address.port, wish)
+    deadline = Deadline(wish.timeout_ms / 1000 + _SLACK_SECONDS)
     asked, port, others = client.ask_for_connection(request, connection.type, deadline, None, [connection])
-    asked.close()
     for each in others[1:]:
         each.close()
-    return port, others[0] if others else None
+    asked.setblocking(False)
+    return port, asked, others[0] if others else None
 
 
 async def bind(held: socket.socket, address: Address) -> tuple[socket.socket, int]:

@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 
 from vhostvsock.bridge.lines import limit_messages
 from vhostvsock.bridge.privilege import may_bind_low_ports
@@ -258,7 +259,7 @@ class Calls:
         if sock.state not in (State.UNCONNECTED, State.LISTENING) or sock.port is None:
             raise _error(errno.EINVAL)
         backlog = call.arguments[1] & 0xFFFF_FFFF  # a negative one is very large to Linux, too
-        sock.port.listen(backlog)
+        sock.port.listen(backlog, sock.options.buffer)
         sock.state = State.LISTENING
         return 0
 
@@ -309,7 +310,8 @@ class Calls:
         port.taken()
         local = Address(CID_LOCAL if peer.cid == CID_LOCAL else CID_HOST, sock.local.port)
         with connection:
-            self.sockets.add(connection, VsockSocket(sock.kind, None, State.CONNECTED, local, peer))
+            made = VsockSocket(sock.kind, None, State.CONNECTED, local, peer, replace(sock.options))
+            self.sockets.add(connection, made)
 
     # Names ------------------------------------------------------------------------------------------------------------
 
@@ -382,6 +384,8 @@ class Calls:
         if not call.is_waiting():
             raise _error(errno.EBADF)
         sock.options.set(call.integer(2), data)
+        if sock.port is not None:
+            sock.port.set_buffer(sock.options.buffer)
         return 0
 
     # /dev/vsock -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import errno
 import select
 import socket
 
+from vhostvsock.bridge.protocol import ANY, Wish
 from vhostvsock.exec import asking
 from vhostvsock.exec.address import Address
 from vhostvsock.exec.sockets import SocketTable, State, VsockSocket
@@ -38,18 +39,22 @@ class Attempt:
         sock = self._sock
         held = sock.held
         assert held is not None, "a socket that is not connected is held"
+        options = sock.options
+        source = ANY if sock.port is None else sock.local.port
         try:
-            port, self.up = await asking.connect(held, self._address, sock.options.timeout_ms)
+            wish = Wish(options.timeout_ms, options.buffer, source)
+            port, asked, self.up = await asking.connect(held, self._address, wish)
         except OSError as error:
             sock.state, sock.attempt = State.UNCONNECTED, None
             return error.errno or errno.EIO
         sock.state, sock.attempt, sock.peer = State.CONNECTED, None, self._address
         sock.local = Address(sock.local.cid, port)
         self._sockets.let_go(sock)
-        if sock.port is not None:
-            # The connection has a port of the bridge's choice, and of its end nobody would tell us.
-            bound, sock.port = sock.port, None
-            await bound.close()
+        bound, sock.port = sock.port, None
+        if bound is None:
+            asked.close()
+        else:
+            bound.keep_until_closed(asked)
         return 0
 
     def tell_later(self) -> None:

@@ -2,6 +2,7 @@
 
 Before: calls.py, at bind(2). After: the bridge sends connections; calls.py gives them to the program at accept(2).
 Rules:  - the port is ours for as long as the program has its socket, and free again before the next bind(2) is tried.
+          Of a connected socket we do not see the end: the port is ours for as long as the daemon has the connection.
         - for each connection that waits, the program's socket has a byte to read: so it polls as a listening one. Who
           accepts takes it out.
         - when the daemon ends, the port is asked for again at another one, or at its successor.
@@ -37,16 +38,21 @@ class BoundPort:
         self._control: socket.socket | None = control
         self._held = held
         self._address = address
-        self._backlog: int | None = None
+        self._listening: tuple[int, int] | None = None  # backlog and buffer
         self._waiting: deque[Waiting] = deque()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._task = asyncio.create_task(self._follow())
         self.closed = False
 
-    def listen(self, backlog: int) -> None:
-        """From now on connections may come; so many may wait, and one more."""
-        self._backlog = backlog
-        self._say(backlog_line(backlog))
+    def listen(self, backlog: int, buffer: int) -> None:
+        """From now on connections may come; so many may wait, and one more. Guests may send `buffer` bytes ahead."""
+        self._listening = backlog, buffer
+        self._say(backlog_line(backlog, buffer))
+
+    def set_buffer(self, buffer: int) -> None:
+        """Guests that connect from now on may send so many bytes ahead."""
+        if self._listening is not None:
+            self.listen(self._listening[0], buffer)
 
     def _say(self, line: bytes) -> None:
         if self._control is not None:
@@ -66,8 +72,8 @@ class BoundPort:
                 await asyncio.sleep(_AGAIN_SECONDS)
                 with contextlib.suppress(OSError):
                     self._control, _ = await asking.bind(self._held, self._address)
-            if self._backlog is not None:
-                self.listen(self._backlog)
+            if self._listening is not None:
+                self.listen(*self._listening)
 
     async def _receive(self, control: socket.socket) -> bool:
         """The next connection. False when the daemon is gone."""
@@ -146,6 +152,20 @@ class BoundPort:
                 waiter.set_result(None)
         for sock, _ in self._waiting:
             sock.close()
+        await self._release()
+
+    def keep_until_closed(self, asked: socket.socket) -> None:
+        """The program's socket is connected. The daemon closes `asked` when that connection has ended."""
+        self._task.cancel()
+        self._task = asyncio.create_task(self._keep_until_closed(asked))
+
+    async def _keep_until_closed(self, asked: socket.socket) -> None:
+        with asked:
+            await readable(asked)
+        await self._release()
+
+    async def _release(self) -> None:
+        """Returns when the port is free."""
         if self._control is None:
             return
         with self._control as control, contextlib.suppress(OSError, TimeoutError):

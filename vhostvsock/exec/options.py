@@ -1,6 +1,7 @@
 """The options of level AF_VSOCK, with Linux's defaults, bounds and errnos.
 
-Before: calls.py has the bytes of a setsockopt(2) or getsockopt(2). After: connecting.py looks at the timeout.
+Before: calls.py has the bytes of a setsockopt(2) or getsockopt(2). After: connecting.py and listening.py tell the
+        bridge.
 Rule:   pure.
 """
 
@@ -35,11 +36,17 @@ class Options:
     min_size: int = _DEFAULT_MIN_SIZE
     max_size: int = _DEFAULT_MAX_SIZE
     timeout: int = _DEFAULT_TIMEOUT
+    asked: bool = False  # a program that set nothing leaves the size to the daemon
 
     @property
     def timeout_ms(self) -> int:
         """How long connect(2) waits: at least a millisecond."""
         return max(1, min(self.timeout // 1000, 0xFFFF_FFFF))
+
+    @property
+    def buffer(self) -> int:
+        """What the bridge is told of the size: 0 for nothing."""
+        return max(1, min(self.size, 0xFFFF_FFFF)) if self.asked else 0
 
     def set(self, name: int, data: bytes) -> None:
         """What setsockopt(2) does. Raises OSError."""
@@ -58,6 +65,7 @@ class Options:
             self.max_size = size
         else:
             self.size = size
+        self.asked = True
         # In Linux's order: where the bounds cross, the lower one wins.
         self.size = max(min(self.size, self.max_size), self.min_size)
 

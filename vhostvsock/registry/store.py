@@ -315,6 +315,13 @@ class Registry:
             with self._changing() as cursor:
                 cursor.execute("DELETE FROM listeners WHERE id = ?", (listener.id,))
 
+    def has_port(self, netns: NetnsId, port: int, uid: int) -> bool:
+        """Whether a host application of this user has the port, on any CID, in the domain of `netns`."""
+        with self.reading() as cursor:
+            values = (self._domain_column(netns), port, uid)
+            rows = cursor.execute(SELECT_LISTENERS + "WHERE domain = ? AND port = ? AND l.uid = ?", values).fetchall()
+        return bool(self._living([listener_from(row) for row in rows]))
+
     def find_listener(self, netns: NetnsId, cid: int, port: int) -> Listener | None:
         """Who gets a connection to (cid, port) that comes from a VM, or a host application, of `netns`."""
         with self.reading() as cursor:
