@@ -2,7 +2,8 @@
  * The commands that serve, or join, byte streams without looking at them:
  *
  *   probe echo ADDRESS              sends back what comes, until its end; any number of connections
- *   probe exec ADDRESS COMMAND      for each connection a shell runs COMMAND with the socket as stdin and stdout
+ *   probe exec ADDRESS COMMAND      for each connection a shell runs COMMAND with the socket as stdin and stdout; of vsock,
+ *                                   VSOCK_PEER_CID and VSOCK_PEER_PORT say who is at its other end
  *   probe cat ADDRESS               joins a connection with stdin and stdout; an end goes on as a half-close
  *
  * Before: probe.c. After: address.h.
@@ -17,8 +18,11 @@
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include <linux/vm_sockets.h>
 
 enum { PIECE = 65536, STACK = 2 * PIECE + 65536 };
 
@@ -69,6 +73,20 @@ int command_echo(int count, char **words)
 	}
 }
 
+static void name_peer(int fd)
+{
+	struct sockaddr_vm peer;
+	socklen_t size = sizeof(peer);
+	char number[16];
+
+	if (getpeername(fd, (struct sockaddr *)&peer, &size) != 0 || peer.svm_family != AF_VSOCK)
+		return;
+	snprintf(number, sizeof(number), "%u", peer.svm_cid);
+	setenv("VSOCK_PEER_CID", number, 1);
+	snprintf(number, sizeof(number), "%u", peer.svm_port);
+	setenv("VSOCK_PEER_PORT", number, 1);
+}
+
 int command_exec(int count, char **words)
 {
 	int listener = count < 2 ? -1 : listen_or_complain(words[0]);
@@ -88,6 +106,7 @@ int command_exec(int count, char **words)
 		if (fork() == 0) {
 			signal(SIGCHLD, SIG_DFL);
 			signal(SIGPIPE, SIG_DFL);
+			name_peer(fd);
 			dup2(fd, 0);
 			dup2(fd, 1);
 			close(fd);
