@@ -1,7 +1,8 @@
 //! Job: the host's ends: what the device does when sockets of host applications have news, written out without sockets.
-//! Rules: the order of calls of the mux is that of `device/hosts.rs` and `device/clients.rs`.
+//! Rules: the order of calls of the mux is that of `device/hosts.rs`, `device/messages.rs` and `device/clients.rs`.
 
 use super::pair::{Host, Pair};
+use super::step::message_length;
 use super::{MAX_CONNECTIONS, World};
 use vhostvsock_native::ids::GuestPort;
 use vhostvsock_native::packet::Type;
@@ -9,7 +10,7 @@ use vhostvsock_native::slab::Id;
 use vhostvsock_native::timers::SECOND;
 use vsock_driver::header::{SHUTDOWN_RCV, SHUTDOWN_SEND};
 
-/// What an application's socket holds, in bytes.
+/// What an application's socket holds, in bytes. One for messages takes any with which it begins to be full.
 const SOCKET: u64 = 10_000;
 /// The port in the guest that applications ask for.
 const GUEST_PORT: u32 = 80;
@@ -25,8 +26,9 @@ impl World {
     // ---- connections begin ----
 
     /// The guest asks for a listener, which is being reached from now on.
-    pub(super) fn asked(&mut self, pair: usize, conn: Id) {
-        assert!(self.mux.awaits_host(conn));
+    pub(super) fn asked(&mut self, pair: usize, conn: Id, kind: Type) {
+        assert!(self.mux.awaits_host(conn) && self.mux.serves(kind));
+        assert_eq!(kind, self.pairs[pair].kind);
         let ports = self.pairs[pair].ports;
         // One that waited for nothing but its end made way for it.
         if let Some(old) = self.pairs.iter_mut().find(|old| old.ports == ports && old.conn.is_some()) {
@@ -34,6 +36,7 @@ impl World {
             old.conn = None;
         }
         self.mux.set_host(conn, Self::host_id(pair));
+        self.limit_messages(conn, kind);
         let pair = &mut self.pairs[pair];
         (pair.conn, pair.host) = (Some(conn), Host::Waiting);
     }
@@ -53,18 +56,36 @@ impl World {
     }
 
     /// An application asks for a port of the guest.
-    pub(super) fn host_connects(&mut self, guest_listens: bool) {
+    pub(super) fn host_connects(&mut self, kind: Type, guest_listens: Option<Type>) {
+        if !self.mux.serves(kind) {
+            return;
+        }
         self.expected.host_requests += 1;
         let host = Self::host_id(self.pairs.len());
-        let Ok(conn) = self.mux.host_connects(GuestPort(GUEST_PORT), None, Type::Stream, host, self.now + TIMEOUT)
-        else {
+        let Ok(conn) = self.mux.host_connects(GuestPort(GUEST_PORT), None, kind, host, self.now + TIMEOUT) else {
             let alive = self.pairs.iter().filter(|pair| pair.conn.is_some()).count();
             return assert_eq!(alive, MAX_CONNECTIONS, "refused without a reason");
         };
         let port = self.mux.host_port(conn).expect("it has one");
-        let mut pair = Pair::new((GUEST_PORT, port.0));
+        self.limit_messages(conn, kind);
+        let mut pair = Pair::new((GUEST_PORT, port.0), kind);
         (pair.conn, pair.host, pair.guest_listens) = (Some(conn), Host::Requested, guest_listens);
         self.insert(pair);
+    }
+
+    /// Sees to it that the guest sends no message that the socket cannot take.
+    fn limit_messages(&mut self, conn: Id, kind: Type) {
+        if kind == Type::Seqpacket {
+            self.mux.limit_window(conn, self.longest);
+        }
+    }
+
+    /// What the guest may send on a connection of this kind before anybody reads, in bytes.
+    pub(super) fn window_of(&self, kind: Type) -> u64 {
+        match kind {
+            Type::Stream => self.window.into(),
+            Type::Seqpacket => self.window.min(self.longest).into(),
+        }
     }
 
     /// The guest accepted.
@@ -80,63 +101,68 @@ impl World {
 
     // ---- bytes of the guest ----
 
-    /// Payload of the guest.
-    pub(super) fn received(&mut self, index: usize, len: u64, at: u64) {
+    /// Payload of the guest, at its place: bytes of a stream, or of a message that they complete or not.
+    pub(super) fn received(&mut self, index: usize, len: u64, at: u64, complete: bool) {
+        let window = self.window_of(self.pairs[index].kind);
         let pair = &mut self.pairs[index];
         let Some(conn) = pair.conn else { panic!("payload for {pair:?}") };
-        assert!(pair.backlog + len <= u64::from(self.window), "the guest sent more than it may: {pair:?}");
+        let unread = pair.part + pair.backlog.bytes();
+        assert!(unread + len <= window, "the guest sent more than it may: {pair:?}");
         let count = u32::try_from(len).expect("a packet");
         if pair.deaf {
             return self.mux.delivered(conn, count);
         }
-        if pair.host_left {
-            // Sending fails.
-            self.mux.delivered(conn, count);
+        if pair.host_left && complete {
+            // Sending fails. What had to be kept before it was sent is dropped with all that waits.
+            if std::mem::take(&mut pair.part) == 0 {
+                self.mux.delivered(conn, count);
+            }
             return self.became_deaf(index);
         }
-        assert!(pair.spoilt || at == pair.host_got + pair.socket + pair.backlog, "payload out of order: {pair:?}");
-        pair.backlog += len;
-        self.flush(index);
-    }
-
-    /// A part of a message of a forged connection: the application takes whole ones.
-    pub(super) fn received_part(&mut self, pair: usize, len: u64, complete: bool) {
-        let pair = &mut self.pairs[pair];
-        let (true, Some(conn)) = (pair.spoilt, pair.conn) else { panic!("a message on a stream: {pair:?}") };
-        assert!(pair.backlog + len <= u64::from(self.window), "the guest sent more than it may: {pair:?}");
-        pair.backlog += len;
+        let ahead = pair.from_guest.got + pair.socket.bytes() + unread;
+        assert!(pair.spoilt || at == ahead, "payload out of order: {pair:?}");
+        pair.part += len;
         if complete {
-            let whole = std::mem::take(&mut pair.backlog);
-            self.mux.delivered(conn, u32::try_from(whole).expect("no more than the window"));
+            pair.backlog.push(std::mem::take(&mut pair.part));
+            self.flush(index);
         }
     }
 
     /// The application's socket takes what waits.
     fn flush(&mut self, pair: usize) {
         let pair = &mut self.pairs[pair];
-        let part = pair.backlog.min(SOCKET - pair.socket);
-        pair.backlog -= part;
-        pair.socket += part;
-        if let Some(conn) = pair.conn.filter(|_| part > 0) {
-            self.mux.delivered(conn, u32::try_from(part).expect("less than a socket holds"));
+        let mut taken = 0;
+        loop {
+            let room = SOCKET.saturating_sub(pair.socket.bytes());
+            let most = if pair.kind == Type::Seqpacket && room > 0 { u64::MAX } else { room };
+            let Some(len) = pair.backlog.pop(most) else { break };
+            pair.socket.push(len);
+            taken += len;
         }
-        if pair.backlog == 0 {
-            pair.host_saw_end |= std::mem::take(&mut pair.end_waits);
+        if let Some(conn) = pair.conn.filter(|_| taken > 0) {
+            self.mux.delivered(conn, u32::try_from(taken).expect("no more than the window"));
+        }
+        if pair.backlog.is_empty() {
+            pair.from_guest.saw_end |= std::mem::take(&mut pair.end_waits);
             if pair.host == Host::Draining {
                 pair.host = Host::Closed;
             }
         }
     }
 
-    /// The application reads.
+    /// The application reads up to so many bytes, or messages until it has so many.
     pub(super) fn host_reads(&mut self, index: usize, len: usize) {
         let pair = &mut self.pairs[index];
         if pair.host_left {
             return;
         }
-        let part = pair.socket.min(len as u64);
-        pair.socket -= part;
-        pair.host_got += part;
+        let mut left = len as u64;
+        while left > 0 {
+            let most = if pair.kind == Type::Seqpacket { u64::MAX } else { left };
+            let Some(part) = pair.socket.pop(most) else { break };
+            pair.host_gets(part);
+            left = left.saturating_sub(part);
+        }
         self.flush(index);
     }
 
@@ -153,8 +179,10 @@ impl World {
     /// The guest closed directions.
     pub(super) fn guest_closed(&mut self, index: usize, flags: u32) {
         let pair = &mut self.pairs[index];
-        if flags & SHUTDOWN_SEND != 0 && !pair.deaf {
-            pair.end_waits = true;
+        if flags & SHUTDOWN_SEND != 0 {
+            // Nobody sees the beginning of a message that has no end.
+            pair.part = 0;
+            pair.end_waits |= !pair.deaf;
         }
         pair.guest_deaf |= flags & SHUTDOWN_RCV != 0;
         let nobody_reads = pair.guest_deaf && pair.host_left;
@@ -173,7 +201,12 @@ impl World {
         if pair.host_ended || !able {
             return;
         }
-        pair.host_wrote += len as u64;
+        let longest = pair.guest.as_ref().map_or(0, |socket| socket.buf_alloc as usize);
+        let len = if pair.kind == Type::Seqpacket { message_length(len, longest) } else { len };
+        pair.outbox.push(len as u64);
+        if len > 0 {
+            pair.to_guest.unread.push(len as u64);
+        }
         self.readable(index);
     }
 
@@ -194,31 +227,6 @@ impl World {
         }
     }
 
-    /// Takes up to `most` bytes out of its socket; nothing if it is empty, at its end or broken.
-    pub(super) fn host_reads_from(&mut self, pair: usize, most: usize) -> Vec<u8> {
-        let pair = &mut self.pairs[pair];
-        assert!(pair.host == Host::Open && !pair.guest_deaf, "payload of {pair:?}");
-        if pair.host_broken {
-            return Vec::new();
-        }
-        let len = usize::try_from(pair.host_wrote - pair.host_sent).expect("few").min(most);
-        let bytes = pair.bytes(pair.host_sent, len);
-        pair.host_sent += len as u64;
-        bytes
-    }
-
-    /// What the device makes of an empty read.
-    pub(super) fn host_has_nothing(&mut self, index: usize) {
-        let pair = &self.pairs[index];
-        let Some(conn) = pair.conn else { return };
-        match (pair.host_broken, pair.host_left, pair.host_ended) {
-            (true, ..) => self.host_breaks(index),
-            (_, true, _) => self.host_closed(index),
-            (.., true) => self.mux.host_ended(conn, self.now),
-            _ => self.mux.host_drained(conn, self.now),
-        }
-    }
-
     // ---- connections end ----
 
     /// The application closes its socket.
@@ -232,8 +240,9 @@ impl World {
             }
             Host::Open if !pair.host_left => {
                 (pair.host_left, pair.host_ended, pair.cut) = (true, true, true);
-                pair.host_broken = pair.socket > 0;
-                if std::mem::take(&mut pair.backlog) > 0 {
+                pair.host_broken = !pair.socket.is_empty();
+                if pair.backlog.clear() {
+                    pair.part = 0;
                     self.became_deaf(index);
                 }
                 self.readable(index);
@@ -246,7 +255,7 @@ impl World {
     }
 
     /// All that the application sent was read, or is wanted by nobody, and its socket is of no more use.
-    fn host_closed(&mut self, pair: usize) {
+    pub(super) fn host_closed(&mut self, pair: usize) {
         if let Some(conn) = self.pairs[pair].conn {
             self.mux.host_closed(conn, self.now);
             self.close_if_over(pair);
@@ -275,7 +284,8 @@ impl World {
         let pair = &mut self.pairs[pair];
         assert!(pair.cut || pair.spoilt, "gone without a reason: {pair:?}");
         assert!(pair.conn.take().is_some(), "gone twice: {pair:?}");
-        let waits = pair.host == Host::Open && pair.backlog > 0 && !pair.deaf;
+        let waits = pair.host == Host::Open && !pair.backlog.is_empty() && !pair.deaf;
+        pair.part = 0;
         pair.host = if waits { Host::Draining } else { Host::Closed };
     }
 }

@@ -1,23 +1,28 @@
-//! Job: whole conversations of the mux in simulated time: many connections, both ends of each, and packets that no Linux
-//! guest would send.
+//! Job: whole conversations of the mux in simulated time: many connections, streams and messages, both ends of each, and
+//! packets that no Linux guest would send.
 //! Before: a fuzzer says what happens.
-//! After: the bytes that came out are those that went in, in order, or the connection was reset for a reason; nobody sent
-//! more than its credit; counters balance; in the end nothing is left of any connection.
+//! After: the bytes and the messages that came out are those that went in, in order and whole, or the connection was reset
+//! for a reason; nobody sent more than its credit; counters balance; in the end nothing is left of any connection.
 //! Rules: the guest's sockets are the driver's model of Linux, which resets whoever sends more than it allows. A connection
-//! on whose ports a forged packet was sent is *spoilt*: nothing is expected of its guest any more, but the bounds hold.
+//! on whose ports a forged packet was sent is *spoilt*: nothing is expected of its guest any more, but the bounds hold. A
+//! packet of another type spoils none: it is refused, and the connection goes on.
 
 mod guest;
 mod host;
 mod pair;
 mod step;
+mod to_guest;
+mod way;
 
 use crate::input::Input;
 use pair::Pair;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use step::Step;
+use to_guest::ROOM;
 use vhostvsock_native::ids::{GuestCid, HOST_CID};
-use vhostvsock_native::mux::{Config, FromGuest, Mux, ToGuest};
+use vhostvsock_native::mux::{Config, FromGuest, Mux};
+use vhostvsock_native::packet::spec::MAX_PAYLOAD;
 use vhostvsock_native::packet::{Header, Type};
 use vhostvsock_native::slab::Id;
 use vhostvsock_native::stats::Stats;
@@ -29,6 +34,8 @@ use vsock_driver::linux::Rules;
 const CID: u64 = 42;
 /// Receive windows of the host's side: one that a single packet can overrun, and the default.
 const WINDOWS: [u32; 2] = [20_000, 256 * 1024];
+/// The longest messages that sockets of applications take: less than the smaller window, and more than the larger one.
+const LONGEST: [u32; 2] = [15_000, 300_000];
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 8;
 /// The most steps of one run.
@@ -41,7 +48,7 @@ struct Sent {
     header: Header,
     /// Payload bytes behind it in memory.
     available: u64,
-    /// Place of its payload in the stream of its socket.
+    /// Place of its payload in all that its socket sends.
     at: u64,
 }
 
@@ -55,6 +62,8 @@ struct World {
     now: u64,
     /// Receive window of the host's side, in bytes.
     window: u32,
+    /// The longest message that sockets of host applications take.
+    longest: u32,
     /// Which kernel the guest runs.
     rules: Rules,
     /// Every connection that there was.
@@ -116,6 +125,7 @@ impl World {
             stats,
             now: SECOND,
             window,
+            longest: LONGEST[usize::from(kind >> 4 & 1)],
             rules,
             pairs: Vec::new(),
             by_ports: HashMap::new(),
@@ -134,12 +144,14 @@ impl World {
     /// One thing happens.
     fn happen(&mut self, step: Step) {
         match step {
-            Step::GuestConnects { reuse } => self.guest_connects(reuse),
+            Step::GuestConnects { reuse, kind } => self.guest_connects(reuse, kind),
             Step::ListenerAnswers(which, accepts) => {
                 self.with(which, |world, pair| world.listener_answers(pair, accepts))
             }
-            Step::HostConnects { listens } => self.host_connects(listens),
-            Step::GuestWrites(which, len) => self.with(which, |world, pair| world.guest_writes(pair, len)),
+            Step::HostConnects { kind, listens } => self.host_connects(kind, listens),
+            Step::GuestWrites(which, len, record) => {
+                self.with(which, |world, pair| world.guest_writes(pair, len, record));
+            }
             Step::GuestReads(which, len) => self.with(which, |world, pair| world.guest_reads(pair, len)),
             Step::HostWrites(which, len) => self.with(which, |world, pair| world.host_writes(pair, len)),
             Step::HostReads(which, len) => self.with(which, |world, pair| world.host_reads(pair, len)),
@@ -157,8 +169,8 @@ impl World {
                 }
             }
             Step::Pass(time) => self.pass(time * MILLISECOND),
-            Step::Forge { header, which, available } => self.forge(header, which, available),
-            Step::Reset => self.reset(),
+            Step::Forge { header, type_, which, available } => self.forge(header, type_, which, available),
+            Step::Reset { seqpacket } => self.reset(seqpacket),
         }
     }
 
@@ -185,13 +197,21 @@ impl World {
     fn deliver(&mut self, Sent { header, available, at }: Sent) {
         let ports = (header.src_port, header.dst_port);
         let known = self.by_ports.get(&ports).copied();
+        let refused = self.stats.rst_type.get();
         self.expected.packets += 1;
-        match self.mux.from_guest(&header, available, self.now) {
+        let action = self.mux.from_guest(&header, available, self.now);
+        let sound = u64::from(header.len) <= available;
+        if known.is_some_and(|pair| sound && self.is_of_other_type(pair, &header)) {
+            assert_eq!(action, FromGuest::Done, "{header:?} is of the other type");
+            assert_eq!(self.stats.rst_type.get() - refused, u64::from(header.op != op::RST));
+            return;
+        }
+        match action {
             FromGuest::Done => {}
-            FromGuest::Connect { conn, .. } => {
-                let asks = known.filter(|&pair| self.pairs[pair].is_asking());
-                let pair = asks.unwrap_or_else(|| self.insert(Pair::forged(ports)));
-                self.asked(pair, conn);
+            FromGuest::Connect { conn, kind, .. } => {
+                let asks = known.filter(|&pair| self.pairs[pair].is_asking() && self.pairs[pair].kind == kind);
+                let pair = asks.unwrap_or_else(|| self.insert(Pair::forged(ports, kind)));
+                self.asked(pair, conn, kind);
             }
             FromGuest::Opened { host, port } => {
                 let pair = self.of_host(host);
@@ -201,12 +221,13 @@ impl World {
             }
             FromGuest::Data { conn, host } => {
                 let pair = self.of_host(host);
-                assert_eq!(self.pairs[pair].conn, Some(conn));
-                self.received(pair, u64::from(header.len), at);
+                assert_eq!((self.pairs[pair].conn, self.pairs[pair].kind), (Some(conn), Type::Stream));
+                self.received(pair, u64::from(header.len), at, true);
             }
-            FromGuest::Message { host, complete, .. } => {
+            FromGuest::Message { conn, host, complete } => {
                 let pair = self.of_host(host);
-                self.received_part(pair, u64::from(header.len), complete);
+                assert_eq!((self.pairs[pair].conn, self.pairs[pair].kind), (Some(conn), Type::Seqpacket));
+                self.received(pair, u64::from(header.len), at, complete);
             }
             FromGuest::Shutdown { host, flags } => {
                 let pair = self.of_host(host);
@@ -226,68 +247,27 @@ impl World {
         pair
     }
 
-    /// A packet that no Linux guest would send, at once or behind those that are on their way.
-    fn forge(&mut self, header: Header, which: Option<u8>, available: u64) {
+    /// Whether a packet has nothing wrong but its type, which is not that of the connection on its ports.
+    fn is_of_other_type(&self, pair: usize, header: &Header) -> bool {
+        let pair = &self.pairs[pair];
+        let known = (header.src_cid, header.dst_cid) == (CID, HOST_CID) && header.len <= MAX_PAYLOAD;
+        known && pair.conn.is_some() && header.type_ != pair.kind as u16
+    }
+
+    /// A packet that no Linux guest would send, behind those that are on their way.
+    fn forge(&mut self, header: Header, type_: Option<u16>, which: Option<u8>, available: u64) {
         let ports = match which.and_then(|which| self.choose(which)) {
             Some(pair) => self.pairs[pair].ports,
             None => (header.src_port, header.dst_port),
         };
-        if let Some(&pair) = self.by_ports.get(&ports) {
-            self.pairs[pair].spoilt = true;
+        let known = self.by_ports.get(&ports).copied();
+        let own = known.map_or(header.type_, |pair| self.pairs[pair].kind as u16);
+        let type_ = type_.unwrap_or(own);
+        let header = Header { src_port: ports.0, dst_port: ports.1, type_, ..header };
+        if let Some(pair) = known {
+            self.pairs[pair].spoilt |= type_ == own || header.op == op::REQUEST;
         }
-        let header = Header { src_port: ports.0, dst_port: ports.1, ..header };
         self.wire.push_back(Sent { header, available, at: 0 });
-    }
-
-    // ---- to the guest ----
-
-    /// Fills one receive buffer with `room` for payload, or several if it is payload; whether there was anything.
-    fn fill(&mut self, room: usize) -> bool {
-        // Credit that was left to payload which does not come is found out by asking, and said when asked once more.
-        match self.mux.next_to_guest().or_else(|| self.mux.next_to_guest()) {
-            None => {
-                assert!(!self.mux.has_to_guest(), "something is left, and does not come");
-                return false;
-            }
-            Some(ToGuest::Control(header)) => self.guest_hears(&header, Vec::new()),
-            Some(ToGuest::Data { conn, host, bytes, packets }) => {
-                assert!(bytes > 0 && packets > 0);
-                let most = (bytes as usize).min(room * (packets as usize).min(3));
-                self.fill_payload(conn, host, most, room);
-            }
-            Some(ToGuest::Message { conn, host, bytes, .. }) => {
-                assert!(self.pairs[self.of_host(host)].spoilt, "a message on a stream");
-                self.fill_payload(conn, host, (bytes as usize).min(3 * room), room);
-            }
-        }
-        true
-    }
-
-    /// Puts up to `most` bytes of payload into buffers with `room` each.
-    fn fill_payload(&mut self, conn: Id, host: Id, most: usize, room: usize) {
-        let pair = self.of_host(host);
-        assert_eq!(self.pairs[pair].conn, Some(conn));
-        let payload = self.host_reads_from(pair, most);
-        if payload.is_empty() {
-            return self.host_has_nothing(pair);
-        }
-        let mut header = self.mux.rw_header(conn).expect("the connection is there");
-        for piece in payload.chunks(room) {
-            header.len = u32::try_from(piece.len()).expect("a packet");
-            self.guest_hears(&header, piece.to_vec());
-        }
-        let count = |n: usize| u32::try_from(n).expect("few");
-        let (bytes, packets) = (count(payload.len()), count(payload.len().div_ceil(room)));
-        // On a stream, which has no messages, this is the same as `sent_to_guest`.
-        self.mux.message_sent(conn, bytes, packets, true, self.now);
-    }
-
-    /// What every packet to the guest has to be.
-    fn check_header(header: &Header) {
-        assert_eq!((header.src_cid, header.dst_cid), (HOST_CID, CID));
-        let reset = header.op == op::RST;
-        assert!(reset || Type::from_wire(header.type_).is_some(), "{header:?}");
-        assert!(header.flags & !3 == 0 && header.len <= 65_536, "{header:?}");
     }
 
     // ---- time, and the end of everything ----
@@ -305,7 +285,7 @@ impl World {
     }
 
     /// The guest's driver starts anew: nobody knows of any connection any more.
-    fn reset(&mut self) {
+    fn reset(&mut self, seqpacket: bool) {
         let mut hosts = Vec::new();
         self.mux.reset_all(|host| hosts.push(host));
         assert!(!self.mux.has_to_guest() && self.mux.next_deadline().is_none());
@@ -319,6 +299,7 @@ impl World {
             pair.forget_guest();
         }
         self.by_ports.clear();
+        self.mux.set_seqpacket(seqpacket);
     }
 
     /// What holds at any time.
@@ -374,13 +355,14 @@ impl World {
             let before: (u64, u64) = (self.progress(), self.expected.packets);
             while !self.wire.is_empty() {
                 // The guest takes what there is, so that the device need not wait with what it sends.
-                while self.fill(3732) {}
+                while self.fill(ROOM) {}
                 self.arrive();
             }
-            while self.fill(3732) {}
+            while self.fill(ROOM) {}
             for pair in 0..self.pairs.len() {
                 self.host_reads(pair, usize::MAX / 2);
                 self.guest_reads(pair, 1 << 20);
+                self.guest_goes_on(pair);
             }
             let now = (self.progress(), self.expected.packets);
             if self.wire.is_empty() && !self.mux.has_to_guest() && now == before {
@@ -395,6 +377,6 @@ impl World {
 
     /// Grows as long as bytes come through.
     fn progress(&self) -> u64 {
-        self.pairs.iter().map(|pair| pair.guest_got + pair.host_got).sum()
+        self.pairs.iter().map(|pair| pair.to_guest.got + pair.from_guest.got).sum()
     }
 }

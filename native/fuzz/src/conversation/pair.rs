@@ -1,6 +1,8 @@
 //! Job: one connection with the application at each end.
-//! Rules: bytes are told apart by their place in their stream, and by their connection's ports.
+//! Rules: bytes are told apart by their place in their direction, and by their connection's ports.
 
+use super::way::{Queue, Way};
+use vhostvsock_native::packet::Type;
 use vhostvsock_native::slab::Id;
 use vsock_driver::linux::socket::{Socket, State};
 
@@ -21,11 +23,24 @@ pub enum Host {
     Closed,
 }
 
+/// A message that the guest's application is sending: the rest waits for credit.
+#[derive(Clone, Copy, Debug)]
+pub struct Sending {
+    /// Its length.
+    pub len: u64,
+    /// How much of it was not sent.
+    pub left: u64,
+    /// It ends a record.
+    pub record: bool,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub struct Pair {
     /// The guest's port and the host's.
     pub ports: (u32, u32),
+    /// What both ends are.
+    pub kind: Type,
     /// Its name in the mux, as long as the mux knows it.
     pub conn: Option<Id>,
     /// A forged packet was sent on its ports.
@@ -34,19 +49,19 @@ pub struct Pair {
     pub cut: bool,
     /// Its ports belonged to another one before.
     pub reused: bool,
+    /// From the guest to the host.
+    pub from_guest: Way,
+    /// From the host to the guest.
+    pub to_guest: Way,
 
     /// The guest's socket.
     pub guest: Option<Socket>,
-    /// Somebody in the guest listens for it.
-    pub guest_listens: bool,
+    /// What listens for it in the guest.
+    pub guest_listens: Option<Type>,
     /// The guest's application closed it.
     pub guest_left: bool,
-    /// Bytes that the guest's application wrote.
-    pub guest_wrote: u64,
-    /// Bytes that it read.
-    pub guest_got: u64,
-    /// It read the end.
-    pub guest_saw_end: bool,
+    /// A message of which it has sent the beginning, or nothing.
+    pub sending: Option<Sending>,
 
     /// How far the host's end is.
     pub host: Host,
@@ -62,35 +77,34 @@ pub struct Pair {
     pub end_waits: bool,
     /// The guest receives no more.
     pub guest_deaf: bool,
-    /// Bytes that the host's application wrote.
-    pub host_wrote: u64,
-    /// Bytes of it that went to the guest.
-    pub host_sent: u64,
-    /// Bytes that wait in the device, and in the application's socket.
-    pub backlog: u64,
-    /// Bytes in the application's socket.
-    pub socket: u64,
-    /// Bytes that it read.
-    pub host_got: u64,
-    /// It read the end.
-    pub host_saw_end: bool,
+    /// What the host's application wrote and nobody took out of its socket.
+    pub outbox: Queue,
+    /// Bytes in the device of a message of which the guest has the beginning.
+    pub rest: u64,
+    /// Bytes in the device of a message of the guest that is not whole.
+    pub part: u64,
+    /// What waits in the device for the application.
+    pub backlog: Queue,
+    /// What waits for it in its socket.
+    pub socket: Queue,
 }
 
 impl Pair {
     /// A connection on these ports, of which nobody knows.
-    pub fn new(ports: (u32, u32)) -> Self {
+    pub fn new(ports: (u32, u32), kind: Type) -> Self {
         Self {
             ports,
+            kind,
             conn: None,
             spoilt: false,
             cut: false,
             reused: false,
+            from_guest: Way::new(kind),
+            to_guest: Way::new(kind),
             guest: None,
-            guest_listens: false,
+            guest_listens: None,
             guest_left: false,
-            guest_wrote: 0,
-            guest_got: 0,
-            guest_saw_end: false,
+            sending: None,
             host: Host::Unasked,
             host_ended: false,
             host_left: false,
@@ -98,18 +112,17 @@ impl Pair {
             deaf: false,
             end_waits: false,
             guest_deaf: false,
-            host_wrote: 0,
-            host_sent: 0,
-            backlog: 0,
-            socket: 0,
-            host_got: 0,
-            host_saw_end: false,
+            outbox: Queue::new(kind),
+            rest: 0,
+            part: 0,
+            backlog: Queue::new(kind),
+            socket: Queue::new(kind),
         }
     }
 
     /// One that a forged REQUEST made.
-    pub fn forged(ports: (u32, u32)) -> Self {
-        Self { spoilt: true, ..Self::new(ports) }
+    pub fn forged(ports: (u32, u32), kind: Type) -> Self {
+        Self { spoilt: true, ..Self::new(ports, kind) }
     }
 
     /// Whether the guest sent a REQUEST for it that has not arrived.
@@ -134,7 +147,16 @@ impl Pair {
         self.cut = true;
     }
 
-    /// Bytes from place `from` of a stream.
+    /// The host's application gets so many bytes, or a message of them.
+    pub fn host_gets(&mut self, len: u64) {
+        if self.spoilt {
+            self.from_guest.got += len;
+        } else {
+            self.from_guest.came(len);
+        }
+    }
+
+    /// Bytes from place `from` of a direction.
     pub fn bytes(&self, from: u64, len: usize) -> Vec<u8> {
         let own = u64::from(self.ports.0) * 5 + u64::from(self.ports.1) * 3;
         (from..).take(len).map(|at| ((at + own) % 251).to_le_bytes()[0]).collect()
@@ -148,16 +170,14 @@ impl Pair {
         let open =
             self.host == Host::Open && self.guest.as_ref().is_some_and(|guest| guest.state == State::Established);
         assert!(open, "gone without a reason: {self:#?}");
-        assert_eq!(
-            (self.guest_got, self.host_got),
-            (self.host_wrote, self.guest_wrote),
-            "bytes are missing: {self:#?}"
-        );
+        assert!(self.sending.is_none(), "a message waits for credit for ever: {self:#?}");
+        let arrived = self.from_guest.unread.is_empty() && self.to_guest.unread.is_empty();
+        assert!(arrived, "bytes are missing: {self:#?}");
     }
 
     /// Both ends said that they send no more: unless somebody cut it short, both know.
     pub fn check_ends(&self) {
-        let both = self.guest_saw_end && self.host_saw_end;
+        let both = self.from_guest.saw_end && self.to_guest.saw_end;
         assert!(both || self.cut || self.spoilt, "an end did not come through: {self:#?}");
     }
 }

@@ -5,6 +5,14 @@ use crate::input::Input;
 use vhostvsock_native::ids::HOST_CID;
 use vhostvsock_native::packet::{Header, Type};
 
+/// The most bytes of one write.
+const MOST: usize = 90_000;
+
+/// The length of a message that a step means: those near the most that there is stand for those near the longest message.
+pub fn message_length(len: usize, longest: usize) -> usize {
+    if len + 8 > MOST { (longest + 4).saturating_sub(MOST - len) } else { len }
+}
+
 /// One thing that happens. The first number of most says to which connection.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
@@ -12,16 +20,20 @@ pub enum Step {
     GuestConnects {
         /// Whether on ports that were used before.
         reuse: bool,
+        /// What for.
+        kind: Type,
     },
     /// The listener on the host takes the connection or does not.
     ListenerAnswers(u8, bool),
     /// An application of the host asks for a connection.
     HostConnects {
-        /// Whether somebody listens there.
-        listens: bool,
+        /// What for.
+        kind: Type,
+        /// What listens there.
+        listens: Option<Type>,
     },
-    /// The guest's application writes so much.
-    GuestWrites(u8, usize),
+    /// The guest's application writes so much; a message may end a record.
+    GuestWrites(u8, usize, bool),
     /// It reads up to so much.
     GuestReads(u8, usize),
     /// The host's application writes so much.
@@ -48,24 +60,39 @@ pub enum Step {
     Forge {
         /// The packet.
         header: Header,
+        /// Of which type, if not of that of its connection.
+        type_: Option<u16>,
         /// On whose ports, if not on its own.
         which: Option<u8>,
         /// Payload bytes in its descriptors.
         available: u64,
     },
     /// The guest's driver starts anew.
-    Reset,
+    Reset {
+        /// Whether it knows of messages.
+        seqpacket: bool,
+    },
 }
 
 impl Step {
     /// The next one.
     pub fn new(input: &mut Input) -> Self {
         match input.u8() {
-            0..12 => Self::GuestConnects { reuse: input.flag() },
-            12..24 => Self::HostConnects { listens: input.below(8) > 0 },
+            0..12 => {
+                let choice = input.u8();
+                Self::GuestConnects { reuse: choice & 1 != 0, kind: kind(choice & 2) }
+            }
+            12..24 => {
+                let choice = input.u8();
+                let listens = if choice & 3 == 3 { kind(choice & 4) } else { kind(choice & 8) };
+                Self::HostConnects { kind: kind(choice & 8), listens: (choice & 7 > 0).then_some(listens) }
+            }
             24..36 => Self::ListenerAnswers(input.u8(), input.below(8) > 0),
-            36..62 => Self::GuestWrites(input.u8(), input.length(90_000)),
-            62..88 => Self::HostWrites(input.u8(), input.length(90_000)),
+            36..62 => {
+                let which = input.u8();
+                Self::GuestWrites(which, input.length(MOST), which > 127)
+            }
+            62..88 => Self::HostWrites(input.u8(), input.length(MOST)),
             88..112 => Self::GuestReads(input.u8(), input.length(300_000)),
             112..136 => Self::HostReads(input.u8(), input.length(300_000)),
             136..166 => Self::Arrive(1 + input.below(8)),
@@ -77,7 +104,7 @@ impl Step {
             228..234 => Self::HostCloses(input.u8()),
             234..236 => Self::HostBreaks(input.u8()),
             236..254 => Self::forge(input),
-            _ => Self::Reset,
+            _ => Self::Reset { seqpacket: !input.flag() },
         }
     }
 
@@ -92,13 +119,19 @@ impl Step {
             src_port: input.below(4) as u32 + 50_000,
             dst_port: input.below(4) as u32 + 1000,
             len: if odd == 3 { input.u32() } else { len },
-            type_: if odd == 4 { input.below(4) as u16 } else { Type::Stream as u16 },
+            type_: Type::Stream as u16,
             op: if odd == 5 { input.u16() } else { input.below(8) as u16 },
             flags: if odd == 6 { input.u32() } else { input.below(4) as u32 },
             buf_alloc: if odd == 7 { input.u32() } else { 256 * 1024 },
             fwd_cnt: if odd == 8 { input.u32() } else { u32::from(input.u16()) },
         };
         let available = if odd == 9 { input.u16().into() } else { u64::from(header.len) };
-        Self::Forge { header, which, available }
+        let type_ = if odd == 4 || odd == 10 { Some(input.below(4) as u16) } else { None };
+        Self::Forge { header, type_, which, available }
     }
+}
+
+/// What a bit stands for.
+fn kind(bit: u8) -> Type {
+    if bit == 0 { Type::Stream } else { Type::Seqpacket }
 }
