@@ -201,7 +201,7 @@ impl World {
         if pair.host_ended || !able {
             return;
         }
-        let longest = pair.guest.as_ref().map_or(0, |socket| socket.buf_alloc as usize);
+        let longest = self.rules.buf_alloc as usize;
         let len = if pair.kind == Type::Seqpacket { message_length(len, longest) } else { len };
         pair.outbox.push(len as u64);
         if len > 0 {

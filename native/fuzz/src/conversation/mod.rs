@@ -153,7 +153,9 @@ impl World {
                 self.with(which, |world, pair| world.guest_writes(pair, len, record));
             }
             Step::GuestReads(which, len) => self.with(which, |world, pair| world.guest_reads(pair, len)),
-            Step::HostWrites(which, len) => self.with(which, |world, pair| world.host_writes(pair, len)),
+            Step::HostWrites(which, len, times) => {
+                self.with(which, |world, pair| (0..times).for_each(|_| world.host_writes(pair, len)));
+            }
             Step::HostReads(which, len) => self.with(which, |world, pair| world.host_reads(pair, len)),
             Step::GuestShutsDown(which, flags) => self.with(which, |world, pair| world.guest_shuts_down(pair, flags)),
             Step::GuestCloses(which) => self.with(which, Self::guest_closes),
@@ -350,8 +352,9 @@ impl World {
 
     /// Lets everybody go on until nothing happens any more.
     fn settle(&mut self) {
-        let mut idle = 0;
-        while idle < 4 {
+        // Ends that say things to each other for ever, and no bytes, are stuck as well.
+        let (mut idle, mut talk) = (0, 0);
+        while idle < 4 && talk < 64 {
             let before: (u64, u64) = (self.progress(), self.expected.packets);
             while !self.wire.is_empty() {
                 // The guest takes what there is, so that the device need not wait with what it sends.
@@ -365,6 +368,7 @@ impl World {
                 self.guest_goes_on(pair);
             }
             let now = (self.progress(), self.expected.packets);
+            talk = if now.0 == before.0 { talk + 1 } else { 0 };
             if self.wire.is_empty() && !self.mux.has_to_guest() && now == before {
                 // Only a deadline can be due: no wait is longer than the longest between two questions for credit.
                 self.pass(64 * SECOND);

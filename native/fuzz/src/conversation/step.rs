@@ -8,9 +8,10 @@ use vhostvsock_native::packet::{Header, Type};
 /// The most bytes of one write.
 const MOST: usize = 90_000;
 
-/// The length of a message that a step means: those near the most that there is stand for those near the longest message.
+/// The length of a message that a step means. The most stands for one that is too long by a byte, what is near it for what
+/// is near the longest.
 pub fn message_length(len: usize, longest: usize) -> usize {
-    if len + 8 > MOST { (longest + 4).saturating_sub(MOST - len) } else { len }
+    if len + 8 > MOST { (longest + 1).saturating_sub(MOST - len) } else { len % (longest + 1) }
 }
 
 /// One thing that happens. The first number of most says to which connection.
@@ -36,8 +37,8 @@ pub enum Step {
     GuestWrites(u8, usize, bool),
     /// It reads up to so much.
     GuestReads(u8, usize),
-    /// The host's application writes so much.
-    HostWrites(u8, usize),
+    /// The host's application writes so much, so many times.
+    HostWrites(u8, usize, usize),
     /// It reads up to so much.
     HostReads(u8, usize),
     /// `shutdown(2)` in the guest, with the bits of the packet.
@@ -92,7 +93,11 @@ impl Step {
                 let which = input.u8();
                 Self::GuestWrites(which, input.length(MOST), which > 127)
             }
-            62..88 => Self::HostWrites(input.u8(), input.length(MOST)),
+            62..88 => {
+                let which = input.u8();
+                let len = input.length(MOST);
+                Self::HostWrites(which, len, if which > 127 && len < 200 { 32 } else { 1 })
+            }
             88..112 => Self::GuestReads(input.u8(), input.length(300_000)),
             112..136 => Self::HostReads(input.u8(), input.length(300_000)),
             136..166 => Self::Arrive(1 + input.below(8)),

@@ -43,7 +43,8 @@ impl World {
     fn fill_with_bytes(&mut self, conn: Id, host: Id, most: usize, room: usize) {
         let pair = self.read_by_device(conn, host, Type::Stream);
         let known = &mut self.pairs[pair];
-        match known.outbox.pop(most as u64).filter(|_| !known.host_broken) {
+        let read = if known.host_broken { None } else { known.outbox.pop(most as u64) };
+        match read {
             Some(len) => self.send(pair, conn, len, room, true),
             None => self.host_has_nothing(pair),
         }
@@ -53,14 +54,17 @@ impl World {
     fn fill_with_message(&mut self, conn: Id, host: Id, most: usize, longest: u64, room: usize) {
         let pair = self.read_by_device(conn, host, Type::Seqpacket);
         let known = &mut self.pairs[pair];
+        let takes = known.guest.as_ref().map(|socket| u64::from(socket.buf_alloc));
+        assert!(known.spoilt || takes == Some(longest), "messages of {longest} bytes are not too long for {known:?}");
         if known.rest == 0 {
-            match known.outbox.pop(u64::MAX).filter(|_| !known.host_broken) {
-                // Without bytes it is none, and may be the end.
-                None | Some(0) if known.outbox.bytes() == 0 || known.host_broken => return self.host_has_nothing(pair),
-                None | Some(0) => return self.mux.host_readable(conn, self.now),
+            let read = if known.host_broken { None } else { known.outbox.pop(u64::MAX) };
+            match read {
                 // The guest could never take it.
                 Some(len) if len > longest => return self.host_breaks(pair),
-                Some(len) => known.rest = len,
+                Some(len @ 1..) => known.rest = len,
+                // A message without bytes is none: what is behind it comes next.
+                Some(0) if known.outbox.bytes() > 0 => return self.mux.host_readable(conn, self.now),
+                Some(0) | None => return self.host_has_nothing(pair),
             }
         }
         let known = &mut self.pairs[pair];
