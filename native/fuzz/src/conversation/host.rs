@@ -12,6 +12,8 @@ use vsock_driver::header::{SHUTDOWN_RCV, SHUTDOWN_SEND};
 
 /// What an application's socket holds, in bytes. One for messages takes any with which it begins to be full.
 const SOCKET: u64 = 10_000;
+/// What an application writes before somebody has to read, in bytes, beyond one write more.
+const UNREAD: u64 = 1 << 20;
 /// The port in the guest that applications ask for.
 const GUEST_PORT: u32 = 80;
 /// How long the guest may take to answer.
@@ -198,7 +200,7 @@ impl World {
     pub(super) fn host_writes(&mut self, index: usize, len: usize) {
         let pair = &mut self.pairs[index];
         let able = matches!(pair.host, Host::Requested | Host::Open) && !pair.guest_deaf;
-        if pair.host_ended || !able {
+        if pair.host_ended || !able || pair.outbox.bytes() > UNREAD {
             return;
         }
         let longest = self.rules.buf_alloc as usize;
