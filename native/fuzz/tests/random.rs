@@ -30,8 +30,8 @@ proptest! {
         session::run(&data);
     }
 
-    /// Whatever the ends of many connections do with whatever windows: bytes out are bytes in, in order; nothing overruns the
-    /// guest or us; and once both ends of one read and write again, everything comes through.
+    /// Whatever the ends of many connections do with whatever windows: bytes out are bytes in, in order, and messages whole;
+    /// nothing overruns the guest or us; and once both ends of one read and write again, everything comes through.
     #[test]
     fn bytes_out_are_bytes_in_or_the_connection_was_reset(data in vec(any::<u8>(), 0..1500)) {
         conversation::run(&data);

@@ -121,15 +121,15 @@ impl World {
 
     /// The application reads up to `max` bytes, or messages until it has so many.
     pub(super) fn guest_reads(&mut self, index: usize, max: usize) {
-        let mut read = 0;
-        while read < max {
+        let mut left = max;
+        while left > 0 {
             let pair = &mut self.pairs[index];
             if pair.spoilt || pair.guest_left {
                 return;
             }
             let Some(socket) = &mut pair.guest else { return };
             let (received, due) = match pair.kind {
-                Type::Stream => socket.read(max),
+                Type::Stream => socket.read(left),
                 Type::Seqpacket => match socket.read_message() {
                     Ok(message) => {
                         assert!(!message.record, "a record of nobody");
@@ -138,13 +138,11 @@ impl World {
                     Err(instead) => (instead, false),
                 },
             };
-            // A stream gives all that it has at once.
-            read = if pair.kind == Type::Stream { max } else { read };
             match received {
                 Received::Data(bytes) => {
                     assert_eq!(bytes, pair.bytes(pair.to_guest.got, bytes.len()), "at {}", pair.to_guest.got);
                     pair.to_guest.came(bytes.len() as u64);
-                    read += bytes.len();
+                    left = left.saturating_sub(bytes.len());
                 }
                 Received::End => {
                     pair.to_guest.saw_end = true;
