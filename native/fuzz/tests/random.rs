@@ -4,8 +4,14 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use vhostvsock_fuzz::{connect, conversation, header, ring, session};
 
+/// So many inputs, or a multiple if `PROPTEST_CASES` says so.
+fn inputs(count: u32) -> ProptestConfig {
+    let standard = ProptestConfig::default();
+    ProptestConfig { cases: standard.cases * count / 256, failure_persistence: None, ..standard }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases * 400 / 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(inputs(400))]
 
     #[test]
     fn headers_are_read_as_the_standard_has_them(data in vec(any::<u8>(), 44)) {
@@ -29,6 +35,11 @@ proptest! {
     fn front_ends_end_no_session_but_their_own_and_leave_nothing_open(data in vec(any::<u8>(), 0..600)) {
         session::run(&data);
     }
+}
+
+proptest! {
+    // Cheap, and what it looks for takes many things that come together.
+    #![proptest_config(inputs(1600))]
 
     /// Whatever the ends of many connections do with whatever windows: bytes out are bytes in, in order, and messages whole;
     /// nothing overruns the guest or us; and once both ends of one read and write again, everything comes through.
