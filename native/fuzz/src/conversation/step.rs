@@ -1,6 +1,6 @@
 //! Job: one thing that happens, out of a fuzzer's bytes.
 
-use super::CID;
+use super::{CID, WINDOWS};
 use crate::input::Input;
 use vhostvsock_native::ids::HOST_CID;
 use vhostvsock_native::packet::{Header, Type};
@@ -123,7 +123,12 @@ impl Step {
             dst_cid: if odd == 2 { input.u64() } else { HOST_CID },
             src_port: input.below(4) as u32 + 50_000,
             dst_port: input.below(4) as u32 + 1000,
-            len: if odd == 3 { input.u32() } else { len },
+            len: match odd {
+                3 => input.u32(),
+                // A little more than the smaller window, or than what is left of it.
+                11 => WINDOWS[0] - 4096 + input.below(8192) as u32,
+                _ => len,
+            },
             type_: Type::Stream as u16,
             op: if odd == 5 { input.u16() } else { input.below(8) as u16 },
             flags: if odd == 6 { input.u32() } else { input.below(4) as u32 },
