@@ -1,7 +1,8 @@
 //! Job: the host's applications: some read, some write, some send back what they get.
 //! Before: a row has connections, and gives their hosts' ends away.
 //! After: bytes are counted, made or sent back until the other end is gone.
-//! Rules: 64 KiB at a time where it is bulk. Many streams are one thread's, which sleeps in epoll.
+//! Rules: 64 KiB at a time where it is bulk. Many streams are one thread's, which sleeps in epoll. A message socket is used
+//! like a stream: one read or write is one message.
 
 use rustix::event::epoll;
 use std::io::{self, Read, Write};
@@ -30,9 +31,9 @@ pub fn sink_many(streams: Vec<UnixStream>, count: Arc<AtomicU64>) -> io::Result<
     })
 }
 
-/// Writes until told to stop, or the other end is gone.
-pub fn source(mut stream: UnixStream, stop: Arc<AtomicBool>) {
-    let block = vec![0x5a; BLOCK];
+/// Writes so many bytes at a time until told to stop, or the other end is gone.
+pub fn source(mut stream: UnixStream, size: usize, stop: Arc<AtomicBool>) {
+    let block = vec![0x5a; size];
     while !stop.load(Ordering::Relaxed) && stream.write_all(&block).is_ok() {}
 }
 

@@ -10,6 +10,7 @@ use crate::report::{HANGS_AFTER, Outcome};
 use crate::rows::Cut;
 use crate::session::{Clock, Conn, NAP, Session, listen};
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -127,19 +128,29 @@ pub fn to_guest(options: &Options, buffer: usize, mode: Mode) -> io::Result<Outc
     let listener = listen(options.vm())?;
     let mut session = Session::boot(options.vm(), buffer, mode)?;
     let Some((mut conn, stream)) = session.connect(&listener, 50_000)? else { return Ok(Outcome::Hangs) };
+    Ok(measure_receiving(options, &mut session, &mut conn, (stream, BLOCK)))
+}
+
+/// Receives on a connection as fast as it goes; the application at `stream` writes so many bytes at a time.
+pub fn measure_receiving(
+    options: &Options,
+    session: &mut Session,
+    conn: &mut Conn,
+    (stream, size): (UnixStream, usize),
+) -> Outcome {
     let stop = Arc::new(AtomicBool::new(false));
     let stopping = Arc::clone(&stop);
-    host_thread(options, move || source(stream, stopping));
+    host_thread(options, move || source(stream, size, stopping));
     let mut meter = Meter::new(options);
     let (mut total, mut last) = (0_u64, conn.received);
     loop {
         session.guest.reclaim();
-        let news = session.pump(&mut conn);
+        let news = session.pump(conn);
         total += u64::from(conn.received.wrapping_sub(last));
         last = conn.received;
         if let Some(outcome) = meter.look(total) {
             stop.store(true, Ordering::Relaxed);
-            return Ok(outcome);
+            return outcome;
         }
         if !news {
             session.guest.wait(Deadline::after(NAP));
@@ -156,7 +167,7 @@ pub fn both(options: &Options, mode: Mode) -> io::Result<Outcome> {
     let (count, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let (counter, stopping) = (Arc::clone(&count), Arc::clone(&stop));
     host_thread(options, move || sink(out_stream, counter));
-    host_thread(options, move || source(into_stream, stopping));
+    host_thread(options, move || source(into_stream, BLOCK, stopping));
     let prepared = packets(&session, BLOCK, Cut::OnePiece);
     let mut meter = Meter::new(options);
     let (mut total, mut last) = (0_u64, into.received);

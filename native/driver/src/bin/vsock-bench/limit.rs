@@ -1,15 +1,16 @@
-//! Job: what the machine itself reaches: a plain UNIX stream socket between two processes, with the same sizes.
+//! Job: what the machine itself reaches: a plain UNIX socket of the same type between two processes, with the same sizes.
 //! Before: the command line says `--limit`.
 //! After: the same rows, as far as there is something to compare.
-//! Rules: the other process is this program again; nothing between the two but the kernel.
+//! Rules: the other process is this program again; nothing between the two but the kernel. A message socket is used like a
+//! stream: one read or write is one message.
 
 use crate::Options;
 use crate::applications::{BLOCK, echo};
 use crate::report::Outcome;
 use crate::rows::{Row, What};
 use crate::session::Clock;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,14 +25,14 @@ struct Peer {
 
 impl Peer {
     /// Starts one that does what `role` says.
-    fn start(role: &str, argument: &str, pinned: bool) -> io::Result<Self> {
-        let (ours, theirs) = UnixStream::pair()?;
+    fn start(kind: SocketType, role: &str, argument: &str, pinned: bool) -> io::Result<Self> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         let child = Command::new(std::env::current_exe()?)
             .args(pinned.then_some("--pin"))
             .args(["--limit-child", role, argument])
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdin(Stdio::from(theirs))
             .spawn()?;
-        Ok(Self { stream: ours, child })
+        Ok(Self { stream: ours.into(), child })
     }
 }
 
@@ -72,9 +73,11 @@ pub fn child(role: &str, argument: &str, pinned: bool) -> Result<(), String> {
 pub fn measure(row: &Row, options: &Options) -> Outcome {
     let (time, pinned) = (options.time, options.pinned);
     let result = match row.what {
-        What::FromGuest(size, ..) => bulk(size, time, pinned),
-        What::ToGuest(..) => bulk(BLOCK, time, pinned),
-        What::RoundTrip(_) => round_trip(time, pinned),
+        What::FromGuest(size, ..) => bulk(SocketType::STREAM, size, time, pinned),
+        What::ToGuest(..) => bulk(SocketType::STREAM, BLOCK, time, pinned),
+        What::RoundTrip(_) => round_trip(SocketType::STREAM, time, pinned),
+        What::SeqFromGuest(size, _) | What::SeqToGuest(size, _) => bulk(SocketType::SEQPACKET, size, time, pinned),
+        What::SeqRoundTrip(_) => round_trip(SocketType::SEQPACKET, time, pinned),
         What::GuestConnects(1) | What::HostConnects(1) => connects(time, pinned),
         _ => Ok(Outcome::None),
     };
@@ -82,8 +85,8 @@ pub fn measure(row: &Row, options: &Options) -> Outcome {
 }
 
 /// Writes of a size, read 64 KiB at a time.
-fn bulk(size: usize, time: Duration, pinned: bool) -> io::Result<Outcome> {
-    let mut peer = Peer::start("sink", "", pinned)?;
+fn bulk(kind: SocketType, size: usize, time: Duration, pinned: bool) -> io::Result<Outcome> {
+    let mut peer = Peer::start(kind, "sink", "", pinned)?;
     let block = vec![0x5a; size];
     let clock = Clock::start(time);
     let mut total = 0;
@@ -99,8 +102,8 @@ fn bulk(size: usize, time: Duration, pinned: bool) -> io::Result<Outcome> {
 }
 
 /// One byte there and back.
-fn round_trip(time: Duration, pinned: bool) -> io::Result<Outcome> {
-    let mut peer = Peer::start("echo", "", pinned)?;
+fn round_trip(kind: SocketType, time: Duration, pinned: bool) -> io::Result<Outcome> {
+    let mut peer = Peer::start(kind, "echo", "", pinned)?;
     let clock = Clock::start(time);
     let mut times = Vec::new();
     while !clock.is_over() {
@@ -117,7 +120,7 @@ fn round_trip(time: Duration, pinned: bool) -> io::Result<Outcome> {
 /// Connections, each with one byte as the answer.
 fn connects(time: Duration, pinned: bool) -> io::Result<Outcome> {
     let path = std::env::temp_dir().join(format!("vsock-bench-{}", std::process::id()));
-    let mut peer = Peer::start("accept", &path.to_string_lossy(), pinned)?;
+    let mut peer = Peer::start(SocketType::STREAM, "accept", &path.to_string_lossy(), pinned)?;
     peer.stream.read_exact(&mut [0])?;
     let clock = Clock::start(time);
     let mut count = 0;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! vsock-bench --socket vh.sock --uds v.sock [--pid PID] [--seconds 0.3] ROW...    both again for each further VM
-//! vsock-bench --limit ROW...            what a plain UNIX stream socket between two processes reaches
+//! vsock-bench --limit ROW...            what a plain UNIX socket between two processes reaches
 //! vsock-bench --list
 //! ```
 //!
@@ -17,6 +17,7 @@ mod messages;
 mod process;
 mod report;
 mod rows;
+mod seqpacket;
 mod session;
 mod stuck;
 mod vms;

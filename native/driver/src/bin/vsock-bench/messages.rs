@@ -24,6 +24,11 @@ pub fn round_trip(options: &Options, mode: Mode) -> io::Result<Outcome> {
     let mut session = Session::boot(options.vm(), 3776, mode)?;
     let Some((mut conn, stream)) = session.connect(&listener, 50_000)? else { return Ok(Outcome::Hangs) };
     host_thread(options, move || echo(stream));
+    Ok(measure_round_trips(options, &mut session, &mut conn))
+}
+
+/// One byte there and back on a connection whose application sends back what it gets.
+pub fn measure_round_trips(options: &Options, session: &mut Session, conn: &mut Conn) -> Outcome {
     let prepared = session.guest.lay_out(&[LEN, 1]);
     let clock = Clock::start(options.time);
     let mut times = Vec::new();
@@ -41,7 +46,7 @@ pub fn round_trip(options: &Options, mode: Mode) -> io::Result<Outcome> {
                 conn.learn(&header);
             }
             if conn.received != expected && !session.wait() {
-                return Ok(Outcome::Hangs);
+                return Outcome::Hangs;
             }
             session.guest.reclaim();
         }
@@ -50,7 +55,7 @@ pub fn round_trip(options: &Options, mode: Mode) -> io::Result<Outcome> {
         }
         session.guest.refill();
     }
-    Ok(Outcome::latency(times))
+    Outcome::latency(times)
 }
 
 /// Messages over many connections, one under way on each.

@@ -1,11 +1,11 @@
 //! Job: the rows there are: their names, what each measures and in which unit.
 //! Before: the command line names some.
-//! After: `bulk`, `messages`, `connects`, `idle`, `stuck` and `vms` measure.
+//! After: `bulk`, `messages`, `seqpacket`, `connects`, `idle`, `stuck` and `vms` measure.
 //! Rules: a row is the same for every contender.
 
 use crate::Options;
 use crate::report::Outcome;
-use crate::{bulk, connects, idle, messages, stuck, vms};
+use crate::{bulk, connects, idle, messages, seqpacket, stuck, vms};
 use vsock_driver::ring::Mode::{self, Polling, Waiting};
 
 /// How a guest cuts its packets.
@@ -37,8 +37,14 @@ pub enum What {
     Both(Mode),
     /// One byte there and back.
     RoundTrip(Mode),
-    /// Messages of 64 bytes there and back over so many connections.
+    /// Messages of 64 bytes there and back over so many connections, which are streams.
     Messages(usize),
+    /// Bulk from the guest to the host, through a message socket, in messages of a size.
+    SeqFromGuest(usize, Mode),
+    /// The same from the host to the guest.
+    SeqToGuest(usize, Mode),
+    /// A message of one byte there and back.
+    SeqRoundTrip(Mode),
     /// Connections by the guest, so many at once.
     GuestConnects(usize),
     /// Connections by the host, so many at once.
@@ -73,7 +79,8 @@ impl Row {
     pub fn unit(&self) -> &'static str {
         match self.what {
             What::FromGuest(..) | What::ToGuest(..) | What::Both(_) | What::Vms(_) => "MB/s",
-            What::RoundTrip(_) => "us",
+            What::SeqFromGuest(..) | What::SeqToGuest(..) => "MB/s",
+            What::RoundTrip(_) | What::SeqRoundTrip(_) => "us",
             What::Messages(_) | What::GuestConnects(_) | What::HostConnects(_) => "1/s",
             What::Idle(_) => "B",
             What::Beside(_) => "part",
@@ -123,6 +130,14 @@ pub fn all() -> Vec<Row> {
         row("messages-256", "same, 256 connections", What::Messages(256)),
         row("messages-1024", "same, 1024 connections", What::Messages(1024)),
         row("messages-4096", "same, 4096 connections", What::Messages(4096)),
+        row("seq-g2h-64k", "message sockets, guest to host, 64 KiB", What::SeqFromGuest(65_536, Waiting)),
+        row("seq-g2h-64k-poll", "same, polling guest", What::SeqFromGuest(65_536, Polling)),
+        row("seq-g2h-256", "message sockets, guest to host, 256 B", What::SeqFromGuest(256, Waiting)),
+        row("seq-h2g-64k", "message sockets, host to guest, 64 KiB", What::SeqToGuest(65_536, Waiting)),
+        row("seq-h2g-64k-poll", "same, polling guest", What::SeqToGuest(65_536, Polling)),
+        row("seq-h2g-256", "message sockets, host to guest, 256 B", What::SeqToGuest(256, Waiting)),
+        row("seq-rtt", "message sockets, round trip of 1 byte", What::SeqRoundTrip(Waiting)),
+        row("seq-rtt-poll", "same, polling guest", What::SeqRoundTrip(Polling)),
         row("vms-1", "guest to host, 128 connections of 1 VM", What::Vms(1)),
         row("vms-16", "same, of 16 VMs in one daemon", What::Vms(16)),
         row("vms-128", "same, of 128 VMs in one daemon", What::Vms(128)),
@@ -150,6 +165,9 @@ pub fn run(what: What, options: &Options) -> Outcome {
         What::Both(mode) => bulk::both(options, mode),
         What::RoundTrip(mode) => messages::round_trip(options, mode),
         What::Messages(count) => messages::many(options, count),
+        What::SeqFromGuest(size, mode) => seqpacket::from_guest(options, size, mode),
+        What::SeqToGuest(size, mode) => seqpacket::to_guest(options, size, mode),
+        What::SeqRoundTrip(mode) => seqpacket::round_trip(options, mode),
         What::GuestConnects(parallel) => connects::by_guest(options, parallel),
         What::HostConnects(parallel) => connects::by_host(options, parallel),
         What::Idle(count) => idle::connections(options, count),

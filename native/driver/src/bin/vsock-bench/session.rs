@@ -10,8 +10,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use vsock_driver::deadline::Deadline;
 use vsock_driver::front_end::FrontEnd;
+use vsock_driver::front_end::message::feature;
 use vsock_driver::guest::{Guest, Setup};
-use vsock_driver::header::{Header, op};
+use vsock_driver::header::{Header, SEQ_EOM, SEQPACKET, STREAM, op};
 use vsock_driver::host;
 use vsock_driver::layout::RxLayout;
 use vsock_driver::memory::RegionSpec;
@@ -28,6 +29,8 @@ pub const NAP: Duration = Duration::from_millis(100);
 /// The guest's end of a connection.
 #[derive(Clone, Debug)]
 pub struct Conn {
+    /// The type of its socket, as headers have it.
+    kind: u16,
     /// The guest's port.
     pub local: u32,
     /// The host's port.
@@ -50,10 +53,12 @@ impl Conn {
         self.window.min(WINDOW).saturating_sub(self.sent.wrapping_sub(self.taken))
     }
 
-    /// A header that tells our credit.
+    /// A header that tells our credit. A message is one packet.
     pub fn header(&mut self, guest: &Guest, op: u16, len: u32) -> Header {
         self.told = self.received;
-        Header { len, fwd_cnt: self.received, buf_alloc: WINDOW, ..guest.header(op, self.local, self.peer) }
+        let flags = if self.kind == SEQPACKET && op == op::RW { SEQ_EOM } else { 0 };
+        let blank = guest.header(op, self.local, self.peer);
+        Header { type_: self.kind, len, flags, fwd_cnt: self.received, buf_alloc: WINDOW, ..blank }
     }
 
     /// Takes what a packet says.
@@ -92,9 +97,25 @@ impl Session {
         Ok(Self { guest: Guest::boot(front, setup)? })
     }
 
-    /// Opens a connection from the guest: both ends. `None` if that hangs.
+    /// Whether the device has message sockets.
+    pub fn has_messages(&self) -> bool {
+        self.guest.front.features & feature::SEQPACKET != 0
+    }
+
+    /// Opens a stream from the guest: both ends. `None` if that hangs.
     pub fn connect(&mut self, listener: &UnixListener, local: u32) -> io::Result<Option<(Conn, UnixStream)>> {
-        self.guest.say(op::REQUEST, local, PORT);
+        self.connect_as(STREAM, listener, local)
+    }
+
+    /// Opens a connection of a type from the guest: both ends. `None` if that hangs.
+    pub fn connect_as(
+        &mut self,
+        kind: u16,
+        listener: &UnixListener,
+        local: u32,
+    ) -> io::Result<Option<(Conn, UnixStream)>> {
+        let request = Header { type_: kind, ..self.guest.header(op::REQUEST, local, PORT) };
+        self.guest.send(&request, &[]);
         let deadline = Deadline::after(HANGS_AFTER);
         let response = loop {
             match self.guest.recv_by(deadline) {
@@ -109,7 +130,7 @@ impl Session {
             }
         };
         let (stream, _) = listener.accept()?;
-        let mut conn = Conn { local, peer: PORT, sent: 0, taken: 0, window: 0, received: 0, told: 0 };
+        let mut conn = Conn { kind, local, peer: PORT, sent: 0, taken: 0, window: 0, received: 0, told: 0 };
         conn.learn(&response);
         Ok(Some((conn, stream)))
     }
@@ -153,6 +174,13 @@ pub fn listen(vm: &Vm) -> io::Result<UnixListener> {
     let path = host::listener_path(&vm.uds, PORT);
     let _ = std::fs::remove_file(&path);
     UnixListener::bind(path)
+}
+
+/// The same for message sockets, on which a read and a write are a message each.
+pub fn listen_for_messages(vm: &Vm) -> io::Result<UnixListener> {
+    let path = host::listener_path(&vm.uds, PORT);
+    let _ = std::fs::remove_file(&path);
+    Ok(host::messages::listen(&path)?.into())
 }
 
 /// A time that is measured after a start that is not.
