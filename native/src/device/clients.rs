@@ -115,7 +115,9 @@ impl Hosts {
                     }
                 }
                 Err(Errno::CONNABORTED | Errno::INTR) => {}
-                Err(_) => return true,
+                Err(Errno::AGAIN) => return true,
+                // Whatever it is, the client still waits, and would wake us for ever.
+                Err(_) => return false,
             }
         }
         true

@@ -183,7 +183,7 @@ impl Plane {
     fn work(&mut self, ready: &mut Vec<Ready>) -> io::Result<bool> {
         self.hosts.expire(self.now);
         self.diagnose();
-        self.accept_again()?;
+        self.accept_again();
         if self.move_packets() || self.look_again(ready)? {
             return Ok(true);
         }
@@ -192,12 +192,19 @@ impl Plane {
     }
 
     /// Looks after clients again once the pause is over.
-    fn accept_again(&mut self) -> io::Result<()> {
+    fn accept_again(&mut self) {
         if self.accept_again_at.is_some_and(|at| at <= self.now) {
             self.accept_again_at = None;
-            watch_listeners(&self.poller, &self.listeners)?;
+            if watch_listeners(&self.poller, &self.listeners).is_err() {
+                self.pause_accepting();
+            }
         }
-        Ok(())
+    }
+
+    /// Looks away from clients, who wait meanwhile.
+    fn pause_accepting(&mut self) {
+        self.listeners.all().for_each(|(_, listener)| self.poller.remove(listener));
+        self.accept_again_at = Some(self.now.saturating_add(ACCEPT_PAUSE));
     }
 
     /// Acts on what woke the thread; whether it shall go on.
@@ -260,8 +267,7 @@ impl Plane {
             Token::Listener(kind) => {
                 let Some(listener) = self.listeners.get(kind) else { return };
                 if !self.hosts.accept(listener, kind, self.now) {
-                    self.listeners.all().for_each(|(_, listener)| self.poller.remove(listener));
-                    self.accept_again_at = Some(self.now.saturating_add(ACCEPT_PAUSE));
+                    self.pause_accepting();
                 }
             }
             Token::FrontEnd => {
