@@ -23,7 +23,7 @@ from vhostvsock.bridge import peers, places
 from vhostvsock.bridge.server import Bridge
 from vhostvsock.config import Access, DaemonConfig
 from vhostvsock.errors import SocketError
-from vhostvsock.native import EVENT_BATCH, Engine, Event
+from vhostvsock.native import EVENT_BATCH, Engine, Event, EventKind
 from vhostvsock.paths import seqpacket_path
 from vhostvsock.registry.errors import NetnsError
 from vhostvsock.registry.kernel import KernelModes, host_cid
@@ -151,7 +151,8 @@ class Daemon:
             if vm.handle == event.device and event.device != 0:
                 vm.handle_event(event)
                 return
-        _log.log(event.level, "%s", event.text)
+        if event.kind is EventKind.LOG:  # how a device ended that was told to is no news
+            _log.log(event.level, "%s", event.text)
 
     def _tell_status(self) -> None:
         """Tell the service manager which VMs there are and how they are."""
@@ -175,7 +176,7 @@ class Daemon:
             events: Sequence[Event] = list(self._engine.drain(EVENT_BATCH))
             for event in events:
                 self._handle_event(event)
-            await asyncio.to_thread(self._engine.close)
+            await self._engine.aclose()
         _log.info("stopped")
 
 

@@ -197,6 +197,13 @@ class _Handle(ABC):
     def close(self) -> None:
         """Free what the number names; once is enough."""
 
+    async def aclose(self) -> None:
+        """`close`, which joins threads, beside the event loop; within it only if there is no thread to be had."""
+        try:
+            await asyncio.to_thread(self.close)
+        except RuntimeError:
+            self.close()
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

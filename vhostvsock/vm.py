@@ -296,8 +296,7 @@ class ServedVm:
         device, self._device = self._device, None
         if device is not None:
             try:
-                # Joins a thread: not on the loop's time.
-                await asyncio.to_thread(device.close)
+                await device.aclose()
             except NativeError as error:
                 self._say(logging.ERROR, str(error))
 

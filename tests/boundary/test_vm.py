@@ -36,7 +36,7 @@ class FakeDevice:
     def ping(self) -> None:
         pass
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         self.closed = True
         for each in self.front_ends:
             each.close()

@@ -14,7 +14,8 @@ from vhostvsock import config, log
 from vhostvsock.config import DaemonConfig
 from vhostvsock.daemon import Daemon
 from vhostvsock.descriptors import raise_descriptor_limit
-from vhostvsock.errors import ConfigError
+from vhostvsock.errors import ConfigError, VhostvsockError
+from vhostvsock.registry.runtime import hint_for
 from vhostvsock.systemd import activation
 
 _ONE_VM = (
@@ -38,7 +39,13 @@ def main(args: argparse.Namespace) -> int:
     level = log.setup(args.verbose, args.log_format)
     raise_descriptor_limit()
     daemon = Daemon(wanted, level, activation.take(os.environ))
-    asyncio.run(daemon.run(lambda line: log.announce(line, args.log_format, vms=[vm.name for vm in wanted.vms])))
+    with asyncio.Runner() as runner:
+        try:
+            runner.get_loop()
+        except OSError as error:
+            raise VhostvsockError(f"cannot make an event loop: {error.strerror}", hint=hint_for(error.errno)) from error
+        names = [vm.name for vm in wanted.vms]
+        runner.run(daemon.run(lambda line: log.announce(line, args.log_format, vms=names)))
     return 0
 
 

@@ -113,7 +113,10 @@ def in_thread(work: Callable[[], _T]) -> _T:
             failure.append(error)
 
     thread = threading.Thread(target=body, name="netns")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, "no thread can be started") from error
     thread.join()
     if failure:
         raise failure[0]

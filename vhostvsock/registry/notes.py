@@ -12,6 +12,8 @@ Rules:  - a file is replaced as a whole (rename), so it is always either the old
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -70,12 +72,17 @@ class Notes:
         draft = f"{path}.new"
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            runtime.follow(self._own, fd, public=True)
-            with open(fd, "w", encoding="utf-8", closefd=False) as file:
-                json.dump(content, file)
-        finally:
-            os.close(fd)
-        os.rename(draft, path)
+            try:
+                runtime.follow(self._own, fd, public=True)
+                with open(fd, "w", encoding="utf-8", closefd=False) as file:
+                    json.dump(content, file)
+            finally:
+                os.close(fd)
+            os.rename(draft, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+            raise
 
     def _read(self, directory: str, netns: NetnsId) -> KnownNetns | None:
         path = self._path(directory, netns)
@@ -91,8 +98,10 @@ class Notes:
         except OSError as error:
             # Not the same as nothing noted: a local namespace would be taken for a global one.
             raise RegistryError(
-                f"cannot read {path}: {error.strerror}",
-                hint=f"it may say that the namespace is local: let {directory} be readable (chmod o+rx, also above)",
+                f"cannot read {path}, which may say that the namespace is local: {error.strerror}",
+                hint=f"let {directory} be readable (chmod o+rx, also above)"
+                if error.errno == errno.EACCES
+                else runtime.hint_for(error.errno),
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise RegistryError(

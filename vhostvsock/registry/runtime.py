@@ -78,7 +78,9 @@ def hint_for(number: int | None) -> str:
         return f"make the file system writable, or name another directory in {ENVIRONMENT}"
     if number in (errno.EMFILE, errno.ENFILE):
         return "raise the limit of open files"
-    return f"create the directory, or name another one in {ENVIRONMENT}"
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return f"create the directory, or name another one in {ENVIRONMENT}"
+    return f"check that file system, or name another directory in {ENVIRONMENT}"
 
 
 def boot_id() -> str:
