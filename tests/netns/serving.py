@@ -72,6 +72,14 @@ class Lines:
     def next(self) -> str:
         return self.wait("")
 
+    def rest(self) -> list[str]:
+        """The lines that nobody waited for, once it ended."""
+        self._reader.join(LIMIT)
+        lines: list[str] = []
+        while (line := self._queue.get(timeout=LIMIT)) is not None:
+            lines.append(line)
+        return lines
+
     def tell(self, line: str) -> None:
         assert self.popen.stdin is not None
         self.popen.stdin.write(line + "\n")

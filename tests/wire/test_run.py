@@ -167,6 +167,15 @@ def test_a_second_front_end_is_refused_and_the_first_stays(daemon: Process, shor
     daemon.wait_line("front-end gone")
 
 
+def test_a_front_end_that_stays_to_the_end_costs_no_line_of_the_log(daemon: Process, short_dir: Path) -> None:
+    with connect(short_dir / "vh.sock"):
+        daemon.wait_line("front-end attached")
+        assert daemon.stop() == 0
+    begin = next(number for number, line in enumerate(daemon.lines) if "SIGTERM: stopping" in line)
+    (line,) = daemon.lines[begin + 1 :]
+    assert line.endswith("stopped")
+
+
 def test_a_second_front_end_that_comes_just_before_the_first_is_gone_is_served(
     daemon: Process, short_dir: Path
 ) -> None:
