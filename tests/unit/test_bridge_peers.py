@@ -12,9 +12,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from vhostvsock.bridge import peers, server
 from vhostvsock.bridge.caller import Caller
+from vhostvsock.bridge.listeners import BridgeListener
+from vhostvsock.bridge.protocol import Wish
 from vhostvsock.config import Access
 from vhostvsock.errors import NativeError
 from vhostvsock.registry.rules import Mode, NetnsId
@@ -22,6 +26,11 @@ from vhostvsock.registry.store import Registry
 from vhostvsock.sockets import ListeningSocket
 from vhostvsock.vm import ServedVm
 
+WORDS = st.one_of(
+    st.integers(0, 1 << 40).map(str),
+    st.text(max_size=5),
+    st.sampled_from(["5", "4294967295", "4294967296", "\u00b2", "buffer=5", "from=4294967296"]),
+)
 GONE = [(["CONNECT", "x", "5", "0"], errno.ENODEV), (["ACCEPT", "x", "1", "5"], errno.ECONNRESET)]
 
 
@@ -92,6 +101,27 @@ def bridge(find_vm: Callable[..., object], vms: list[object]) -> server.Bridge:
     return server.Bridge(
         cast("Registry", registry), lambda: cast("list[ServedVm]", vms), lambda: None, lambda *_: socket.socket()
     )
+
+
+@given(st.tuples(st.sampled_from(["CONNECT", "ACCEPT"]), st.just("x")), st.lists(WORDS, max_size=4))
+@example(("CONNECT", "x"), ["4294967296", "0"])
+def test_what_another_daemon_says_is_done_within_bounds_or_answered(head: tuple[str, str], rest: list[str]) -> None:
+    done: list[int] = []
+
+    def connect(_: object, port: int, wish: Wish) -> None:
+        done.extend((port, wish.timeout_ms, wish.buffer, wish.source_port))
+
+    one = bridge(lambda *_: None, [SimpleNamespace(claim=SimpleNamespace(id="x"), connect=connect)])
+    listener = SimpleNamespace(offer=lambda _, *numbers: done.extend(numbers), buffer=0)
+    one._listeners["x"] = cast("BridgeListener", listener)
+    try:
+        one.take_over([*head, *rest], cast("Caller", None))
+    except OSError as error:
+        assert error.errno == errno.EPROTO
+        assert done == []
+    else:
+        assert done
+        assert all(0 <= number < 1 << 32 for number in done)
 
 
 def served(bridge: server.Bridge, line: bytes, read: Callable[[socket.socket], bytes]) -> bytes:

@@ -20,7 +20,7 @@ REQUESTS = st.one_of(
     st.just(protocol.List()),
 )
 # Words of the protocol in any order, and numbers that are none.
-VERBS = ["CONNECT", "listen", "LIST", "VERSION", "BACKLOG"]
+VERBS = ["CONNECT", "listen", "LIST", "VERSION", "BACKLOG", "bind"]
 UNNAMED = ["*", "0", "-1", "+1", "4294967295", "4294967296", "1_0", "9" * 30]
 NAMED = ["buffer=0", "buffer=4096", "buffer=1=2", "from=5", "from=4294967295", "from=", "="]
 WORDS = st.lists(

@@ -1,11 +1,13 @@
 """The configuration: what is accepted, and that each mistake is named by file, VM and key."""
 
+import datetime
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from vhostvsock import config
@@ -171,7 +173,7 @@ def test_a_mistake_in_flags_is_named_by_its_flag(flags: dict[str, Any], part: st
 
 
 _toml_values = st.recursive(
-    st.booleans() | st.integers() | st.floats() | st.text(),
+    st.booleans() | st.integers() | st.floats() | st.text() | st.datetimes() | st.dates() | st.times(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(min_size=1), inner, max_size=3),
     max_leaves=6,
 )
@@ -186,33 +188,119 @@ def _to_toml(value: Any) -> str:
         return "[" + ", ".join(map(_to_toml, value)) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_to_toml('k' + str(i))} = {_to_toml(v)}" for i, v in enumerate(value.values())) + "}"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
     return repr(value)
 
 
+def _lines(table: dict[str, Any]) -> str:
+    return "".join(f"{key} = {_to_toml(value)}\n" for key, value in table.items())
+
+
+# What is right.
+_MODES, _OWNERS = st.sampled_from(["0600", "777"]), st.sampled_from(["0", "0:0", ":0"])
+_NAMES = st.text("abc.-_0", max_size=20)
+_VM_VALUES = {
+    "name": st.sampled_from("abcdefghijkl"),
+    "cid": st.integers(3, (1 << 32) - 2) | st.just("auto"),
+    "socket": _NAMES.map("/run/s".__add__),
+    "uds_path": _NAMES.map("/run/u".__add__),
+    "socket_mode": _MODES,
+    "socket_owner": _OWNERS,
+    "uds_mode": _MODES,
+    "uds_owner": _OWNERS,
+    "poll_us": st.integers(0, 1000),
+    "max_connections": st.integers(1, 1 << 20),
+    "buf_alloc": st.integers(4096, 16 << 20),
+    "reconnect": st.booleans(),
+}
+_TOP_VALUES = {
+    "handshake_timeout": st.floats(0.001, 3600) | st.integers(1, 3600),
+    "runtime_dir": _NAMES.map("/run/r".__add__),
+    "bridge_mode": _MODES,
+    "bridge_owner": _OWNERS,
+    "parent": st.booleans(),
+}
+# Keys, and values that are right for another key, or for none.
+_EDGES = st.sampled_from(
+    [
+        *(-1, 0, 1, 2, 1001, 4095, (1 << 20) + 1, (16 << 20) + 1, 1 << 32, (1 << 32) - 1, 0.0, 3601, True, "", "0888"),
+        *("/run/u_1", "/run/u.lock", "/run/s/../u", "n" * 65, "/" + "u" * 96, "/" + "s" * 107, "\u00fc" * 60),
+        *("x:", "4294967295"),
+    ]
+)
+
+
+def _tables(right: dict[str, st.SearchStrategy[Any]], *required: str) -> st.SearchStrategy[dict[str, Any]]:
+    """What is right, and in one of three tables something that may be not."""
+    rest = {key: value for key, value in right.items() if key not in required}
+    good = st.fixed_dictionaries({key: right[key] for key in required}, optional=rest)
+    wrong = st.dictionaries(st.sampled_from([*right, "other", "vm"]), _EDGES | _toml_values, min_size=1, max_size=2)
+    return st.tuples(good, st.one_of(st.just({}), st.just({}), wrong)).map(lambda both: both[0] | both[1])
+
+
+_DOCUMENTS = st.tuples(
+    _tables(_TOP_VALUES), st.lists(_tables(_VM_VALUES, "cid", "socket", "uds_path"), min_size=1, max_size=3)
+).map(lambda it: _lines(it[0]) + "".join("[[vm]]\n" + _lines(table) for table in it[1]))
+
+
+def read(*texts: bytes) -> config.DaemonConfig | None:
+    """The configuration in a file and its drop-ins, within bounds; None if there is a reason, which names one."""
+    try:
+        found = config._from_files([(f"f{number}.toml", text) for number, text in enumerate(texts)], base="")
+    except ConfigError as error:
+        assert re.match(r"f\d\.toml: .", str(error))
+        assert str(error).isprintable()
+        assert error.hint is None or error.hint
+        return None
+    assert 0.001 <= found.handshake_timeout <= 3600
+    assert isinstance(found.parent, bool)
+    for one in found.vms:
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}", one.name)
+        assert one.cid is None or 3 <= one.cid.value < 0xFFFF_FFFF
+        assert 0 < len(os.fsencode(one.socket)) <= 107
+        assert 0 < len(os.fsencode(one.uds_path)) <= 96
+        assert 0 <= one.poll_us <= 1000
+        assert 1 <= one.max_connections <= 1 << 20
+        assert 4096 <= one.buf_alloc <= 16 << 20
+        assert isinstance(one.reconnect, bool)
+    for access in (
+        found.bridge_access,
+        *(access for one in found.vms for access in (one.socket_access, one.uds_access)),
+    ):
+        assert 0 <= access.mode <= 0o777
+        assert all(number is None or 0 <= number < 0xFFFF_FFFF for number in (access.uid, access.gid))
+    assert len({one.name for one in found.vms}) == len(found.vms)
+    assert len({path for one in found.vms for path in (one.socket, one.uds_path)}) == 2 * len(found.vms)
+    return found
+
+
+@settings(max_examples=200)
+@given(st.lists(_DOCUMENTS, min_size=1, max_size=2))
+def test_any_toml_is_either_a_configuration_or_a_config_error(texts: list[str]) -> None:
+    event(f"accepted: {read(*(text.encode() for text in texts)) is not None}")
+
+
 @given(
-    st.dictionaries(
-        st.sampled_from(
-            ["name", "cid", "socket", "uds_path", "socket_mode", "socket_owner", "uds_mode", "uds_owner", "other"]
-        ),
-        _toml_values,
+    st.lists(
+        st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
+        min_size=1,
+        max_size=2,
     )
 )
-def test_any_toml_is_either_a_configuration_or_a_config_error(table: dict[str, Any]) -> None:
-    text = "[[vm]]\n" + "".join(f"{key} = {_to_toml(value)}\n" for key, value in table.items())
-    try:
-        found = load(text)
-    except ConfigError as error:
-        found, message = None, str(error)
-    if found is None:
-        assert message.startswith("f.toml")
-    else:
-        assert len(os.fsencode(found.vms[0].uds_path)) <= 96
+def test_any_bytes_are_either_a_configuration_or_a_config_error(texts: list[bytes]) -> None:
+    assert read(*texts) is None
 
 
-@given(st.binary(max_size=200))
-def test_any_bytes_are_either_a_configuration_or_a_config_error(data: bytes) -> None:
-    with pytest.raises(ConfigError):
-        config.from_toml(data, source="f.toml")
+@given(_DOCUMENTS, st.lists(st.tuples(st.floats(0, 1), st.integers(0, 20), st.binary(max_size=8)), max_size=3))
+def test_a_file_with_slips_is_either_a_configuration_or_a_config_error(
+    text: str, slips: list[tuple[float, int, bytes]]
+) -> None:
+    data = bytearray(text.encode())
+    for part, length, instead in slips:
+        at = int(len(data) * part)
+        data[at : at + length] = instead
+    read(bytes(data))
 
 
 @pytest.mark.parametrize("where", ["", "a\\u0000b", "a\\nb"])

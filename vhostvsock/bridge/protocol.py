@@ -92,15 +92,15 @@ def parse(line: bytes) -> Request:
     words = line.decode("ascii").split()
     match [word.upper() for word in words[:1]] + words[1:]:
         case ["VERSION", number]:
-            return Version(_number(number))
+            return Version(u32(number))
         case ["CONNECT", cid, port, *rest]:
-            return Connect(_number(cid), _number(port), parse_wish(rest))
+            return Connect(u32(cid), u32(port), parse_wish(rest))
         case ["LISTEN", cid, port, *rest]:
             backlog, named = _rest(rest, "buffer")
             backlog = DEFAULT_BACKLOG if backlog is None else backlog
-            return Listen(_number(cid, star=True), _number(port, star=True), backlog, named.get("buffer", 0))
+            return Listen(u32(cid, star=True), u32(port, star=True), backlog, named.get("buffer", 0))
         case ["BIND", cid, port]:
-            return Bind(_number(cid, star=True), _number(port, star=True))
+            return Bind(u32(cid, star=True), u32(port, star=True))
         case ["LIST"]:
             return List()
     raise _no_request()
@@ -124,13 +124,13 @@ def _rest(words: list[str], *names: str) -> tuple[int | None, dict[str, int]]:
     """What may stand behind an address: a number, then numbers with names, each once."""
     number: int | None = None
     if words and "=" not in words[0]:
-        number, words = _number(words[0]), words[1:]
+        number, words = u32(words[0]), words[1:]
     named: dict[str, int] = {}
     for word in words:
         name, _, value = word.partition("=")
         if name not in names or name in named:
             raise _no_request()
-        named[name] = _number(value)
+        named[name] = u32(value)
     return number, named
 
 
@@ -138,7 +138,8 @@ def _buffer_words(buffer: int) -> list[str]:
     return [f"buffer={buffer}"] if buffer else []
 
 
-def _number(text: str, *, star: bool = False) -> int:
+def u32(text: str, *, star: bool = False) -> int:
+    """A number of 32 bits, or with `star` any of them. Raises Refused(EPROTO) for anything else."""
     if star and text == "*":
         return ANY
     if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > ANY:

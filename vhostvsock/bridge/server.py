@@ -39,6 +39,7 @@ from vhostvsock.bridge.protocol import (
     ok_line,
     parse,
     parse_wish,
+    u32,
 )
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.ids import CID_HOST, CID_LOCAL, PORT_ANY
@@ -241,17 +242,17 @@ class Bridge:
     def take_over(self, words: list[str], caller: Caller) -> int:
         """Another daemon hands a connection over; what it is answered. Raises OSError where it cannot be taken."""
         match words:
-            case ["CONNECT", claim_id, port, *wish] if port.isdigit():
+            case ["CONNECT", claim_id, port, *wish]:
                 vm = self._served(claim_id)
                 if vm is None:
                     raise Refused(errno.ENODEV, "the VM is gone")
-                vm.connect(caller, int(port), parse_wish(wish))
+                vm.connect(caller, u32(port), parse_wish(wish))
                 return 0
-            case ["ACCEPT", listener_id, cid, port] if cid.isdigit() and port.isdigit():
+            case ["ACCEPT", listener_id, cid, port]:
                 served = self._listeners.get(listener_id)
                 if served is None:
                     raise Refused(errno.ECONNRESET, "nobody listens any more")
-                served.offer(caller, int(cid), int(port))
+                served.offer(caller, u32(cid), u32(port))
                 return served.buffer
         raise Refused(errno.EPROTO, "not a message between daemons")
 

@@ -137,7 +137,7 @@ class Database:
                 )
             if version == 0:
                 if cursor.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    raise self._damaged("it is somebody else's database")
+                    raise self.damaged("it is somebody else's database")
                 for statement in _SCHEMA.split(";"):
                     cursor.execute(statement)
                 cursor.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -225,6 +225,8 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise self._explained(error) from error
+        except UnicodeDecodeError as error:  # of what SQLite quotes from the file
+            raise self.damaged(str(error)) from error
         except OSError as error:
             if isinstance(error, Refused):
                 raise  # by a rule: that is an answer
@@ -236,7 +238,7 @@ class Database:
     def _explained(self, error: sqlite3.Error) -> RegistryError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return self._damaged(str(error))
+            return self.damaged(str(error))
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return RegistryError(
                 f"the registry {self.path} has been locked by another process for {BUSY_SECONDS:g} s",
@@ -255,10 +257,11 @@ class Database:
                 hint=f"check the owner and mode of {self.directory} and of what is in it",
             )
         if code == sqlite3.SQLITE_ERROR:
-            return self._damaged(str(error))  # a table that is not as it was made
+            return self.damaged(str(error))  # a table that is not as it was made
         return RegistryError(f"the registry {self.path} cannot be used: {error}", hint="check that file system")
 
-    def _damaged(self, why: str) -> RegistryError:
+    def damaged(self, why: str) -> RegistryError:
+        """What is told of a file that is not as it was made."""
         return RegistryError(
             f"the registry {self.path} is damaged: {why}",
             hint=f"remove {self.path}; running VMs go on, and their daemons enter them again",

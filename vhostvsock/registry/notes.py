@@ -92,7 +92,10 @@ class Notes:
             if content["boot"] != self._boot:
                 return None
             state = NetnsState(Mode(content["mode"]), Mode(content["child_mode"]), bool(content["child_locked"]))
-            return KnownNetns(netns, content["name"], state, bool(content["by_kernel"]))
+            name = content["name"]
+            if name is not None and not isinstance(name, str):
+                raise ValueError(f"{name!r:.40} is no name")
+            return KnownNetns(netns, name, state, bool(content["by_kernel"]))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -103,7 +106,7 @@ class Notes:
                 if error.errno == errno.EACCES
                 else runtime.hint_for(error.errno),
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RegistryError(
                 f"{path} is damaged: {error}",
                 hint="it says whether a namespace is local: write it anew or make that namespace anew, then remove it",

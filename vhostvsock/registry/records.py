@@ -1,12 +1,16 @@
 """What the registry notes down, and how it stands in the tables.
 
 Before: database.py has the tables. After: store.py.
-Rule:   SQLite's integers are signed and a cookie is not: every cookie goes through `to_column` and `from_column`.
+Rules:  - SQLite's integers are signed and a cookie is not: every cookie goes through `to_column` and `from_column`.
+        - SQLite takes anything in any column, and the file may be damaged: what is read is checked, ValueError if it
+          makes no sense.
 """
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,14 +107,40 @@ SELECT l.id, l.cid, l.port, l.cookie, l.domain, l.uid, d.id, d.pid, d.bridge
 FROM listeners l JOIN daemons d ON d.id = l.daemon """
 
 
-def claim_from(row: tuple[Any, ...]) -> Claim:
-    key, name, cid, cookie, domain, running, *daemon = row
-    return Claim(key, name, Cid(cid), from_column(cookie), domain_from(domain), bool(running), Daemon(*daemon))
+def _checked(row: Sequence[Any], *types: type) -> Sequence[Any]:
+    for value, wanted in zip(row, types, strict=True):
+        if type(value) is not wanted:
+            raise ValueError(f"{value!r:.40} is no {wanted.__name__}")
+    return row
 
 
-def listener_from(row: tuple[Any, ...]) -> Listener:
-    key, cid, port, cookie, domain, uid, *daemon = row
-    return Listener(key, cid, port, from_column(cookie), domain_from(domain), uid, Daemon(*daemon))
+def daemon_id_from(row: Sequence[Any]) -> str:
+    """The id of a daemon, which is also part of a file's name."""
+    (key,) = _checked(row, str)
+    if not re.fullmatch("[0-9a-f]{16}", key):
+        raise ValueError(f"{key!r:.40} is no daemon's id")
+    return str(key)
+
+
+def daemon_from(row: Sequence[Any]) -> Daemon:
+    key, pid, bridge = _checked(row, str, int, str)
+    return Daemon(daemon_id_from((key,)), pid, bridge)
+
+
+def claim_from(row: Sequence[Any]) -> Claim:
+    key, name, cid, cookie, domain, running = _checked(row[:6], str, str, int, int, int, int)
+    return Claim(key, name, Cid(cid), from_column(cookie), domain_from(domain), bool(running), daemon_from(row[6:]))
+
+
+def listener_from(row: Sequence[Any]) -> Listener:
+    key, cid, port, cookie, domain, uid = _checked(row[:6], str, int, int, int, int, int)
+    return Listener(key, cid, port, from_column(cookie), domain_from(domain), uid, daemon_from(row[6:]))
+
+
+def port_from(row: Sequence[Any]) -> int:
+    """Where the search for a free port goes on."""
+    (port,) = _checked(row, int)
+    return int(port)
 
 
 def insert_daemon(cursor: sqlite3.Cursor, daemon: Daemon) -> None:

@@ -19,9 +19,9 @@ import os
 import random
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vhostvsock.ids import CID_ANY, PORT_ANY, Cid
 from vhostvsock.registry import rules, runtime
@@ -37,11 +37,14 @@ from vhostvsock.registry.records import (
     Daemon,
     Listener,
     claim_from,
+    daemon_from,
+    daemon_id_from,
     domain_column,
     insert_claim,
     insert_daemon,
     insert_listener,
     listener_from,
+    port_from,
     to_column,
 )
 from vhostvsock.registry.rules import Domain, NetnsId
@@ -49,6 +52,7 @@ from vhostvsock.registry.rules import Domain, NetnsId
 _log = logging.getLogger("vhostvsock.registry")
 
 _Row = TypeVar("_Row", Claim, Listener)
+_Record = TypeVar("_Record")
 
 
 class Registry:
@@ -133,7 +137,7 @@ class Registry:
             self._database.open()
 
     def _remove_the_dead(self, cursor: sqlite3.Cursor) -> None:
-        for (daemon,) in cursor.execute("SELECT id FROM daemons").fetchall():
+        for daemon in self._read(daemon_id_from, cursor.execute("SELECT id FROM daemons").fetchall()):
             if not self._lives(daemon):
                 cursor.execute("DELETE FROM daemons WHERE id = ?", (daemon,))
                 runtime.remove_lock(self.directory, daemon)
@@ -207,7 +211,8 @@ class Registry:
     def daemons(self) -> list[Daemon]:
         """The daemons that live."""
         with self.reading() as cursor:
-            found = [Daemon(*row) for row in cursor.execute("SELECT id, pid, bridge FROM daemons ORDER BY pid")]
+            rows = cursor.execute("SELECT id, pid, bridge FROM daemons ORDER BY pid").fetchall()
+        found = self._read(daemon_from, rows)
         return [daemon for daemon in found if self._lives(daemon.id)]
 
     # VMs ------------------------------------------------------------------------------------------------------------
@@ -229,9 +234,10 @@ class Registry:
         if cid is None:
             taken = cursor.execute("SELECT cid FROM claims WHERE domain = ?", (column,))
             return rules.auto_cid((row[0] for row in taken), self._own_cid())
-        row = cursor.execute(SELECT_CLAIMS + "WHERE domain = ? AND cid = ?", (column, cid)).fetchone()
+        rows = cursor.execute(SELECT_CLAIMS + "WHERE domain = ? AND cid = ?", (column, cid)).fetchall()
+        holder = next(map(str, self._read(claim_from, rows)), None)
         wanted = Cid(cid)
-        rules.check_claim(wanted, host_cid=self._own_cid(), holder=None if row is None else str(claim_from(row)))
+        rules.check_claim(wanted, host_cid=self._own_cid(), holder=holder)
         return wanted
 
     def release(self, claim: Claim) -> None:
@@ -255,14 +261,14 @@ class Registry:
         with self.reading() as cursor:
             where, values = self._within_domain(viewer)
             rows = cursor.execute(SELECT_CLAIMS + where + "ORDER BY domain, cid", values).fetchall()
-        return self._living([claim_from(row) for row in rows])
+        return self._living(claim_from, rows)
 
     def find_vm(self, viewer: NetnsId, cid: int) -> Claim | None:
         """The VM that has the CID as seen from `viewer`: one out of its reach is not there."""
         with self.reading() as cursor:
             values = (self._domain_column(viewer), cid)
             rows = cursor.execute(SELECT_CLAIMS + "WHERE domain = ? AND cid = ?", values).fetchall()
-        return next(iter(self._living([claim_from(row) for row in rows])), None)
+        return next(iter(self._living(claim_from, rows)), None)
 
     # Listeners ------------------------------------------------------------------------------------------------------
 
@@ -279,8 +285,8 @@ class Registry:
             def holder(number: int) -> str | None:
                 query = SELECT_LISTENERS + "WHERE domain = ? AND port = ? AND (l.cid = ? OR l.cid = ? OR ? = ?)"
                 values = (domain_column(domain), number, cid, CID_ANY, cid, CID_ANY)
-                row = cursor.execute(query, values).fetchone()
-                return None if row is None else str(listener_from(row))
+                rows = cursor.execute(query, values).fetchall()
+                return next(map(str, self._read(listener_from, rows)), None)
 
             if port == PORT_ANY:
                 try:
@@ -300,9 +306,10 @@ class Registry:
 
     def _autobind(self, cursor: sqlite3.Cursor, netns: NetnsId, taken: Callable[[int], bool]) -> int:
         column = to_column(netns)
-        row = cursor.execute("SELECT port FROM cursors WHERE cookie = ?", (column,)).fetchone()
+        rows = cursor.execute("SELECT port FROM cursors WHERE cookie = ?", (column,)).fetchall()
+        before = next(iter(self._read(port_from, rows)), None)
         try:
-            port, after = rules.autobind(None if row is None else row[0], self._draw(), taken)
+            port, after = rules.autobind(before, self._draw(), taken)
         except rules.NoFreePort as error:
             cursor.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?)", (column, error.cursor))
             raise
@@ -320,7 +327,7 @@ class Registry:
         with self.reading() as cursor:
             values = (self._domain_column(netns), port, uid)
             rows = cursor.execute(SELECT_LISTENERS + "WHERE domain = ? AND port = ? AND l.uid = ?", values).fetchall()
-        return bool(self._living([listener_from(row) for row in rows]))
+        return bool(self._living(listener_from, rows))
 
     def find_listener(self, netns: NetnsId, cid: int, port: int) -> Listener | None:
         """Who gets a connection to (cid, port) that comes from a VM, or a host application, of `netns`."""
@@ -328,14 +335,14 @@ class Registry:
             values = (self._domain_column(netns), port, cid, CID_ANY)
             query = SELECT_LISTENERS + "WHERE domain = ? AND port = ? AND l.cid IN (?, ?)"
             rows = cursor.execute(query, values).fetchall()
-        return next(iter(self._living([listener_from(row) for row in rows])), None)
+        return next(iter(self._living(listener_from, rows)), None)
 
     def listeners(self, viewer: NetnsId | None = None) -> list[Listener]:
         """Every listener in the domain of `viewer`, or all of them."""
         with self.reading() as cursor:
             where, values = self._within_domain(viewer)
             rows = cursor.execute(SELECT_LISTENERS + where + "ORDER BY domain, port, l.cid", values).fetchall()
-        return self._living([listener_from(row) for row in rows])
+        return self._living(listener_from, rows)
 
     # Within a transaction -------------------------------------------------------------------------------------------
 
@@ -345,7 +352,15 @@ class Registry:
     def _within_domain(self, viewer: NetnsId | None) -> tuple[str, tuple[int, ...]]:
         return ("", ()) if viewer is None else ("WHERE domain = ? ", (self._domain_column(viewer),))
 
-    def _living(self, rows: list[_Row]) -> list[_Row]:
+    def _read(self, make: Callable[[Sequence[Any]], _Record], rows: list[Any]) -> list[_Record]:
+        """What rows say. One that makes no sense is damage like any other."""
+        try:
+            return [make(row) for row in rows]
+        except ValueError as error:
+            raise self._database.damaged(str(error)) from error
+
+    def _living(self, make: Callable[[Sequence[Any]], _Row], found: list[Any]) -> list[_Row]:
+        rows = self._read(make, found)
         alive: dict[str, bool] = {}
         for row in rows:
             if row.daemon.id not in alive:
