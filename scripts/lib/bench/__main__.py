@@ -20,7 +20,7 @@ HELP = """\
 how to read the table:
   Each cell is the median of all runs, with the lowest and the highest value in brackets.
   "x peer" and "of limit" are ratios of medians, turned so that more is better in every row.
-  "limit" is a plain UNIX stream socket between two processes, which every byte of a hybrid vsock has to cross anyway.
+  "limit" is a plain UNIX socket of the same type between two processes; every byte of a hybrid vsock crosses one.
   Who runs beside whom is the scheduler's choice, and makes a great difference on few processors. --pin settles it: the
   guest (or the writer of the plain socket) on the first, daemon and host applications (or the reader) on the second.
   "waiting" guests sleep until an interrupt comes, as real ones do; "polling" guests look all the time.

@@ -25,6 +25,7 @@ PAGE, PICTURE = DOCS / "performance.md", DOCS / "performance.svg"
 PINNED = (
     *("g2h-64k", "g2h-64k-poll", "g2h-64k-one", "g2h-64k-one-poll", "g2h-4k", "g2h-4k-poll", "h2g", "h2g-poll", "both"),
     *("rtt", "rtt-poll", "connect-guest", "connect-host", "messages-1", "idle-10k", "vms-1", "vms-16", "vms-128"),
+    *("seq-g2h-64k", "seq-g2h-64k-poll", "seq-g2h-256", "seq-h2g-64k", "seq-h2g-64k-poll", "seq-h2g-256", "seq-rtt"),
 )
 # Rows in which looking before sleeping does.
 POLLING = (
