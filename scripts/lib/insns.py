@@ -39,7 +39,7 @@ PARTS = (
     ("mux", r"/native/src/(mux/|slab|ids|timers)"),
     ("headers", r"/native/src/packet/"),
     ("sockets", r"/native/src/(host/|device/(hosts|clients|visibility)\.rs)"),
-    ("packets in and out", r"/native/src/device/(from_guest|to_guest)\.rs$"),
+    ("packets in and out", r"/native/src/device/(from_guest|(to_guest/)?messages|to_guest)\.rs$"),
     ("event loop", r"/native/src/(device/|stats)"),
     ("system calls, this side", r"/rustix-|/sysdeps/unix/|syscall|/libc\.so"),
     ("Rust's library, inlined", r"^/rustc/|/library/|/hashbrown-"),

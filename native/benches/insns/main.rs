@@ -17,7 +17,7 @@ use std::io::{Read, Write};
 use vhostvsock_native::stats::Snapshot;
 use vsock_driver::header::op;
 use vsock_driver::host;
-use vsock_driver::linux::Received;
+use vsock_driver::linux::{Message, Received};
 
 /// Goes before measuring, in which memory is allocated and guesses are learned.
 const WARM_UP: usize = 20;
@@ -40,12 +40,14 @@ struct Row {
     receive_buffer: usize,
     /// Connections that are open.
     connections: usize,
+    /// They are message sockets.
+    messages: bool,
     /// One go; how many units it was.
     go: fn(&mut Stage, &mut [Ends]) -> u64,
 }
 
 /// All rows.
-const ROWS: [Row; 11] = [
+const ROWS: [Row; 14] = [
     row("g2h-64k", "packet", 1, |stage, ends| send(stage, ends, 65_536, 2)),
     row("g2h-4k", "packet", 1, |stage, ends| send(stage, ends, 4096, 16)),
     row("g2h-256", "packet", 1, |stage, ends| send(stage, ends, 256, 64)),
@@ -54,6 +56,9 @@ const ROWS: [Row; 11] = [
     row("credit", "packet", 1, credit),
     row("rtt", "round trip", 1, |stage, ends| messages(stage, ends, 1)),
     row("messages-16", "message there and back", 16, |stage, ends| messages(stage, ends, 64)),
+    Row { messages: true, ..row("seq-g2h-256", "message", 1, |stage, ends| send_messages(stage, ends, 256, 64)) },
+    Row { messages: true, ..row("seq-h2g-256", "message", 1, |stage, ends| receive_messages(stage, ends, 256, 64)) },
+    Row { messages: true, ..row("seq-h2g-64k", "message", 1, |stage, ends| receive_messages(stage, ends, BLOCK, 1)) },
     row("connect-guest", "connection", 0, connect_from_guest),
     row("connect-host", "connection", 0, connect_from_host),
     row("nothing", "turn", 1, nothing),
@@ -66,7 +71,7 @@ const fn row(
     connections: usize,
     go: fn(&mut Stage, &mut [Ends]) -> u64,
 ) -> Row {
-    Row { name, unit, receive_buffer: SMALL_BUFFER, connections, go }
+    Row { name, unit, receive_buffer: SMALL_BUFFER, connections, messages: false, go }
 }
 
 fn main() {
@@ -84,7 +89,8 @@ fn main() {
 /// Runs a row.
 fn run(row: &Row) {
     let mut stage = Stage::new(row.receive_buffer);
-    let mut ends: Vec<Ends> = (0..row.connections).map(|_| stage.connect()).collect();
+    let connect = if row.messages { Stage::connect_for_messages } else { Stage::connect };
+    let mut ends: Vec<Ends> = (0..row.connections).map(|_| connect(&mut stage)).collect();
     for _ in 0..WARM_UP {
         (row.go)(&mut stage, &mut ends);
     }
@@ -134,6 +140,34 @@ fn receive(stage: &mut Stage, ends: &mut [Ends]) -> u64 {
     stage.turn();
     take(stage, *socket, BLOCK);
     stage.device.stats().to_guest_packets - before
+}
+
+/// The guest sends so many messages of a length, and the application reads them.
+fn send_messages(stage: &mut Stage, ends: &mut [Ends], len: usize, messages: usize) -> u64 {
+    let (socket, stream) = &mut ends[0];
+    let message = Message { bytes: vec![0x5a; len], record: false };
+    for _ in 0..messages {
+        assert_eq!(stage.guest.send_some(*socket, &message, 0), Ok(len), "no credit");
+    }
+    stage.turn();
+    for _ in 0..messages {
+        stream.read_exact(&mut vec![0; len]).expect("all of them are there");
+    }
+    messages as u64
+}
+
+/// The application sends so many messages of a length, and the guest reads them.
+fn receive_messages(stage: &mut Stage, ends: &mut [Ends], len: usize, messages: usize) -> u64 {
+    let (socket, stream) = &mut ends[0];
+    for _ in 0..messages {
+        stream.write_all(&vec![0x5a; len]).expect("there is room");
+    }
+    stage.turn();
+    for _ in 0..messages {
+        let message = stage.guest.try_recv_message(*socket).expect("all of them are there");
+        assert_eq!(message.bytes.len(), len);
+    }
+    messages as u64
 }
 
 /// The guest sends nothing but credit.

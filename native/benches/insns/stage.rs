@@ -15,15 +15,17 @@ use vhostvsock_native::ids::GuestCid;
 use vhostvsock_native::timers::MILLISECOND;
 use vsock_driver::front_end::FrontEnd;
 use vsock_driver::guest::{Guest, Setup};
-use vsock_driver::header::op;
+use vsock_driver::header::{SEQPACKET, op};
 use vsock_driver::host;
 use vsock_driver::layout::RxLayout;
 use vsock_driver::linux::{Kernel, Rules, SocketId};
 
 /// The port at which host applications and the guest's listen.
 pub const PORT: u32 = 1000;
+/// The one at which host applications listen with message sockets.
+const MESSAGES: u32 = 1001;
 
-/// An open connection: the guest's socket and the host's.
+/// An open connection: the guest's socket and the host's. On a message socket a read and a write are a message each.
 pub type Ends = (SocketId, UnixStream);
 
 /// All who take part.
@@ -34,6 +36,8 @@ pub struct Stage {
     pub guest: Kernel,
     /// Where the guest finds a host application.
     pub listener: UnixListener,
+    /// The same for message sockets.
+    message_listener: OwnedFd,
     /// Where host applications find the guest.
     pub uds: PathBuf,
     /// Removed in the end.
@@ -48,6 +52,7 @@ impl Stage {
         let clients = UnixListener::bind(&uds).expect("bind");
         clients.set_nonblocking(true).expect("fcntl");
         let listener = host::listen(&uds, PORT).expect("bind");
+        let message_listener = host::messages::listen(&host::listener_path(&uds, MESSAGES)).expect("bind");
         let settings = Settings::new("insns", GuestCid::new(CID).expect("a CID"), uds.as_os_str().as_encoded_bytes());
         let events = Arc::new(Events::new().expect("eventfd"));
         let mut device = ByHand::new(settings, clients.into(), events).expect("a device");
@@ -66,7 +71,7 @@ impl Stage {
         });
         let mut guest = Kernel::new(guest, Rules::linux_7());
         guest.listen(PORT);
-        Self { device, guest, listener, uds, _directory: directory }
+        Self { device, guest, listener, message_listener, uds, _directory: directory }
     }
 
     /// The guest sleeps until an interrupt, so the device has its turn; then the guest looks at what came.
@@ -86,6 +91,13 @@ impl Stage {
         let socket = self.guest.start_connect(PORT);
         self.turn();
         (socket, host::accept(&self.listener))
+    }
+
+    /// The same with message sockets.
+    pub fn connect_for_messages(&mut self) -> Ends {
+        let socket = self.guest.start_connect_as(SEQPACKET, 1, MESSAGES);
+        self.turn();
+        (socket, host::messages::accept(&self.message_listener).0.into())
     }
 
     /// Puts a CREDIT_UPDATE of this socket into the ring.
