@@ -78,6 +78,19 @@ sock.connect((42, 1234)); sock.send(b"hello"); print(sock.recv(10))
     ]
 
 
+def test_nobody_finds_errors_in_a_queue_and_nobody_waits_for_them(supervised: Supervised) -> None:
+    # socat asks after a connect that was refused. To a UNIX socket it would be a read, which waits, or takes data.
+    code = """
+errors = lambda sock: error(sock.recvmsg, 10, 10, socket.MSG_ERRQUEUE)
+sock = new(); print(error(sock.connect, (42, 99)), errors(sock))
+sock.connect((42, 1234)); sock.send(b"hello"); select.select([sock], [], [], 10)
+print(errors(sock), sock.recv(10))
+server = socket.create_server(("127.0.0.1", 0)); client = socket.create_connection(server.getsockname())
+print(errors(client))
+"""
+    assert supervised.python(code) == ["ECONNRESET EAGAIN", "EAGAIN b'hello'", "EAGAIN"]
+
+
 def test_addresses_that_are_none(supervised: Supervised) -> None:
     code = """
 libc = ctypes.CDLL(None, use_errno=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 _LOAD_WORD = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _JUMP_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _JUMP_AT_LEAST = 0x35  # BPF_JMP | BPF_JGE | BPF_K
+_JUMP_ANY_BIT = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 _RETURN = 0x06  # BPF_RET | BPF_K
 
 # Kernel's BPF_MAXINSNS.
@@ -42,6 +43,9 @@ class Program:
 
     def jump_if_at_least(self, value: int, label: str) -> None:
         self._instructions.append(_Instruction(_JUMP_AT_LEAST, value, label))
+
+    def jump_if_any_bit(self, value: int, label: str) -> None:
+        self._instructions.append(_Instruction(_JUMP_ANY_BIT, value, label))
 
     def give(self, action: int) -> None:
         """End with one of seccomp's actions."""

@@ -68,6 +68,7 @@ class Calls:
             "getpeername": self._getpeername,
             "getsockopt": self._getsockopt,
             "setsockopt": self._setsockopt,
+            "recvmsg": self._error_queue,
         }
 
     def handle(self, call: Call) -> None:
@@ -387,6 +388,9 @@ class Calls:
         if sock.port is not None:
             sock.port.set_buffer(sock.options.buffer)
         return 0
+
+    async def _error_queue(self, call: Call, sock: VsockSocket) -> int:
+        raise _error(errno.EAGAIN)  # it is empty, always
 
     # /dev/vsock -------------------------------------------------------------------------------------------------------
 

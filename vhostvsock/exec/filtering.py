@@ -2,6 +2,7 @@
 
 Before: child.py is about to start the program. After: bpf.py makes bytes of it.
 Rules:  - a call that carries data is never intercepted, and no other one that the filter can tell to be foreign.
+          recvmsg is told only with MSG_ERRQUEUE, which asks for errors: a UNIX socket has none, and takes it for a read.
         - connect, bind, listen, accept, getsockname and getpeername have nothing that a filter could look at but the
           number of a descriptor: they are all intercepted, and the supervisor lets the foreign ones go on.
         - no AF_VSOCK socket of the kernel's comes to be: where we cannot serve one (a program for another architecture
@@ -69,6 +70,7 @@ ARCHITECTURES = {
         calls={
             "open": 2,
             "ioctl": 16,
+            "recvmsg": 47,
             "socket": 41,
             "connect": 42,
             "accept": 43,
@@ -102,6 +104,7 @@ ARCHITECTURES = {
             "getpeername": 205,
             "setsockopt": 208,
             "getsockopt": 209,
+            "recvmsg": 212,
             "accept4": 242,
             "openat2": 437,
         },
@@ -178,7 +181,7 @@ def _native(program: Program, architecture: Architecture, always: set[str]) -> N
     program.load(_NUMBER)
     if architecture.alias_bit is not None:
         program.jump_if_at_least(architecture.alias_bit, "alias")
-    looked_into = ("socket", "socketpair", "getsockopt", "setsockopt", "ioctl")
+    looked_into = ("socket", "socketpair", "getsockopt", "setsockopt", "ioctl", "recvmsg")
     told = {number: "notify" for name, number in calls.items() if name in always}
     _choose(program, {**told, **{calls[name]: name for name in looked_into}})
 
@@ -190,6 +193,10 @@ def _native(program: Program, architecture: Architecture, always: set[str]) -> N
     _look(program, "getsockopt of SOL_SOCKET", _argument(2), dict.fromkeys(options, "notify"))
     _look(program, "setsockopt", _argument(1), {socket.AF_VSOCK: "notify"})
     _look(program, "ioctl", _argument(1), {IOCTL_VM_SOCKETS_GET_LOCAL_CID: "notify"})
+    program.label("recvmsg")
+    program.load(_argument(2))
+    program.jump_if_any_bit(socket.MSG_ERRQUEUE, "notify")
+    program.give(_ALLOW)
 
     if architecture.alias_bit is not None:
         program.label("alias")
