@@ -92,3 +92,32 @@ def short_dir() -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory(prefix="vv-", dir="/tmp") as name:
         yield Path(name)
+
+
+# Programs of the tests of `vhostvsock exec`, with small guests (tests/exec) and with real ones (tests/vm) -------------
+
+
+@pytest.fixture(scope="session")
+def static_program() -> str:
+    """The probe of the VM tests, with vsock: statically linked C."""
+    from harness.build import guest_probe
+
+    tool("gcc")
+    return str(guest_probe())
+
+
+@pytest.fixture(scope="session")
+def go_program() -> str:
+    """harness/hello.go: no C library is in between."""
+    from harness.build import go_program
+
+    tool("go")
+    return str(go_program())
+
+
+@pytest.fixture(scope="session")
+def path_with_nc(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH on which `nc` is ncat, as in AF_VSOCK's announcements. Several programs are called so."""
+    directory = tmp_path_factory.mktemp("bin")
+    (directory / "nc").symlink_to(tool("ncat"))
+    return f"{directory}:{os.environ['PATH']}"

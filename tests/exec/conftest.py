@@ -21,22 +21,26 @@ from netns.serving import served as served
 ECHO = 1234
 # There the guest says first from which port somebody connected, and with which window.
 TELLING = 1235
+MESSAGES = 1236
 CID = 42
+# On the other two, what comes goes back, as bytes and as messages.
+ANSWERS = (str(ECHO), f"telling:{TELLING}", f"messages:{MESSAGES}")
 
 # What every script of these tests has at hand.
 PRELUDE = """
 import array, ctypes, errno, fcntl, os, select, signal, socket, struct, sys, threading, time
 VSOCK, ANY = socket.AF_VSOCK, 0xFFFFFFFF
+SEQ = socket.SOCK_SEQPACKET
 def new(kind=socket.SOCK_STREAM): return socket.socket(VSOCK, kind)
 def error(function, *args):
     try: return function(*args)
     except OSError as failed: return errno.errorcode[failed.errno]
-def listening(port, cid=ANY, backlog=5):
-    sock = new(); sock.bind((cid, port)); sock.listen(backlog); return sock
+def listening(port, cid=ANY, backlog=5, kind=socket.SOCK_STREAM):
+    sock = bound(port, cid, kind); sock.listen(backlog); return sock
 def bound(port, cid=ANY, kind=socket.SOCK_STREAM):
     sock = new(kind); sock.bind((cid, port)); return sock
-def connected(cid, port):
-    sock = new(); sock.connect((cid, port)); return sock
+def connected(cid, port, kind=socket.SOCK_STREAM):
+    sock = new(kind); sock.connect((cid, port)); return sock
 def plain(sock):
     "The same socket: Python lets nobody set options with a structure on a socket of AF_VSOCK."
     return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=os.dup(sock.fileno()))
@@ -118,9 +122,9 @@ def seccomp() -> None:
 
 @pytest.fixture
 def supervised(seccomp: None, served: World) -> Iterator[Supervised]:
-    """With a daemon, and a guest with CID 42 that echoes on ports 1234 and 1235."""
+    """With a daemon, and a guest with CID 42 that answers on the ports above."""
     daemon = served.daemon({"a": CID})
-    guest = served.guest("a", None, ECHO, f"telling:{TELLING}")
+    guest = served.guest("a", None, *ANSWERS)
     assert guest.next() == f"attached {CID}"
     made = Supervised(served, daemon, guest)
     try:

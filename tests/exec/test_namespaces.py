@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import lacking, tool
-from exec.conftest import CID, ECHO, PRELUDE, Supervised, as_root
+from exec.conftest import ANSWERS, CID, ECHO, MESSAGES, PRELUDE, Supervised, as_root
+from harness.daemon import port_is_bound
+from harness.waiting import wait_for
 from netns.conftest import Command, Names
-from netns.serving import Lines, world
+from netns.serving import LIMIT, world
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def spread(seccomp: None, spaces: dict[str, str], short_dir: Path, program: str)
     """A daemon with a guest of CID 42 in a global and in a local namespace, both of which echo."""
     with world(short_dir, program) as made:
         daemon = made.daemon({"a": CID, "b": CID})
-        guests = [made.guest(name, spaces[role], ECHO) for name, role in (("a", "global0"), ("b", "local0"))]
+        guests = [made.guest(name, spaces[role], *ANSWERS) for name, role in (("a", "global0"), ("b", "local0"))]
         assert [guest.next() for guest in guests] == [f"attached {CID}"] * 2
         supervised = Supervised(made, daemon, guests[0])
         supervised.local_guest = guests[1]
@@ -98,17 +100,42 @@ def test_a_shell_under_exec_reaches_other_namespaces_by_entering_them(
         ("local0", "local1", False),
     ],
 )
-def test_nc_with_loopback_stays_within_a_domain(
-    spread: Supervised, spaces: dict[str, str], listener: str, client: str, reached: bool
+def test_nc_as_it_was_announced_stays_within_a_domain(
+    spread: Supervised, spaces: dict[str, str], path_with_nc: str, listener: str, client: str, reached: bool
 ) -> None:
-    ncat = tool("ncat")
-    server = spread.start(ncat, "--vsock", "-l", "1235", namespace=spaces[listener])
-    until_bound(spread, spaces[listener], server)
-    done = spread.run(ncat, "--vsock", "1", "1235", data=b"hello\n", namespace=spaces[client])
-    if reached:
-        assert (done.returncode, server.next()) == (0, "hello")
-    else:
-        assert done.stderr == b"Ncat: Connection reset by peer.\n"
+    def shell(command: str) -> list[str]:
+        return ["env", f"PATH={path_with_nc}", "bash", "-c", command]
+
+    server = spread.start(*shell("nc --vsock -l 1234"), namespace=spaces[listener])
+    wait_for(lambda: port_is_bound(spread.world.runtime_dir, 1234), "nc listens", LIMIT)
+    if not reached:
+        done = spread.run(*shell("echo lost | nc --vsock 1 1234"), namespace=spaces[client])
+        assert (done.returncode, done.stderr) == (1, b"Ncat: Connection reset by peer.\n")
+        client = listener  # from where it does arrive
+    spread.ok(*shell("echo hello | nc --vsock 1 1234"), namespace=spaces[client])
+    assert server.next() == "hello"
+
+
+@pytest.mark.parametrize(
+    ("role", "guest", "loopback"),
+    [
+        ("global0", "None", "None"),
+        ("global1", "None", "None"),
+        ("local0", "None", "ESOCKTNOSUPPORT"),
+        ("local1", "ESOCKTNOSUPPORT", "ESOCKTNOSUPPORT"),
+    ],
+)
+def test_messages_go_where_linux_lets_them(
+    spread: Supervised, spaces: dict[str, str], role: str, guest: str, loopback: str
+) -> None:
+    # Of one's own local namespace there are guests, and no loopback, also not to who listens there.
+    code = f"""
+server, streams = listening(5000, kind=SEQ), listening(5001)
+for cid, port in ({CID}, {MESSAGES}), (1, 5000), (2, 5000): print(error(new(SEQ).connect, (cid, port)))
+print(error(new(SEQ).connect, (1, 5001)), error(new().connect, (1, 5001)))
+"""
+    mixed = "ECONNRESET" if loopback == "None" else loopback
+    assert spread.python(code, spaces[role]) == [guest, loopback, loopback, f"{mixed} None"]
 
 
 def test_guests_reach_listeners_in_their_domain(spread: Supervised, spaces: dict[str, str]) -> None:
@@ -122,12 +149,6 @@ while True:
     for guest, role in (spread.guest, "global1"), (spread.local_guest, "local0"):
         guest.tell("connect 5000 hello")
         assert guest.next() == f"reply hello by way of {role}"
-
-
-def until_bound(supervised: Supervised, namespace: str, server: Lines) -> None:
-    code = "print(error(new().bind, (ANY, 1235)))"
-    while supervised.python(code, namespace) != ["EADDRINUSE"]:
-        assert server.popen.poll() is None
 
 
 def test_without_privilege_a_namespace_of_ones_own_user_namespace_is_served(supervised: Supervised) -> None:

@@ -248,24 +248,3 @@ print(error(os.open, "/dev/vsock-not", os.O_RDONLY), error(fcntl.ioctl, os.memfd
     done = supervised.run(sys.executable, "-c", PRELUDE + code, options=["--dev-vsock"])
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode().splitlines() == ["{2}", "[False, True] EPERM", "ENOTTY", "ENOENT ENOTTY"]
-
-
-def test_messages_keep_their_boundaries_over_loopback_and_types_do_not_mix(supervised: Supervised) -> None:
-    code = """
-messages = socket.SOCK_SEQPACKET
-server = new(messages); server.bind((ANY, 5000)); server.listen()
-print(error(new().connect, (1, 5000)))
-client = new(messages); client.setblocking(False)
-print(errno.errorcode[client.connect_ex((1, 5000))], end=" ")
-print(select.select([], [client], [], 10)[1] == [client], so_error(client))
-accepted, peer = server.accept(); print(peer[0], accepted.type == messages)
-client.send(b"one"); client.send(b"two" * 1000); print(accepted.recv(10), len(accepted.recv(10000)))
-accepted.send(b"three"); client.setblocking(True); print(client.recv(2), error(client.recv, 10, socket.MSG_DONTWAIT))
-"""
-    assert supervised.python(code) == [
-        "ECONNRESET",
-        "EINPROGRESS True 0",
-        "1 True",
-        "b'one' 3000",
-        "b'th' EAGAIN",
-    ]

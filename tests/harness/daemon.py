@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.waiting import LIMIT, Process, WaitError, wait_for
 from scripts.lib import fetch
+from vhostvsock.registry.store import Registry
 
 CID = 42
 # VHOSTVSOCK_TEST_BACKEND=peer runs the VM tests against vhost-device-vsock: what fails there is the peer's defect or
@@ -45,3 +46,10 @@ def start_peer(cwd: Path) -> Process:
         process.close()
         raise
     return process
+
+
+def port_is_bound(runtime_dir: Path, port: int) -> bool:
+    """Whether an application of the host has this port. Looked up: who tries to bind it may have it for a moment
+    himself, and who connects is a client."""
+    with Registry(str(runtime_dir)) as registry:
+        return any(listener.port == port for listener in registry.listeners())

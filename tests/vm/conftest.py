@@ -44,7 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """A failed test tells what its machine said."""
     report = yield
-    machine = getattr(item, "funcargs", {}).get("vm")
+    asked = getattr(item, "funcargs", {})
+    machine = asked.get("vm") or getattr(asked.get("place"), "vm", None)
     if report.when == "call" and report.failed and isinstance(machine, Machine):
         report.sections.append((f"the machine {machine.kind}", machine.describe()))
     return report
@@ -96,10 +97,9 @@ def fleet(prerequisites: None) -> Iterator[dict[Kind, Machine]]:
             machine.close()
 
 
-@pytest.fixture
-def vm(request: pytest.FixtureRequest, fleet: dict[Kind, Machine]) -> Iterator[Machine]:
-    """A machine that works, of the kind that the test is parametrized with."""
-    kind: Kind = request.param
+@contextlib.contextmanager
+def working(fleet: dict[Kind, Machine], kind: Kind) -> Iterator[Machine]:
+    """The machine of a kind, one that works; probes end with the block."""
     if kind not in fleet:
         fleet[kind] = Machine(kind)
     machine = fleet[kind].ready()
@@ -107,3 +107,10 @@ def vm(request: pytest.FixtureRequest, fleet: dict[Kind, Machine]) -> Iterator[M
         yield machine
     finally:
         machine.end_probes()
+
+
+@pytest.fixture
+def vm(request: pytest.FixtureRequest, fleet: dict[Kind, Machine]) -> Iterator[Machine]:
+    """A machine that works, of the kind that the test is parametrized with."""
+    with working(fleet, request.param) as machine:
+        yield machine

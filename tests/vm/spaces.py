@@ -43,7 +43,9 @@ _numbers = itertools.count()
 class Host:
     """Made, it has namespaces; daemons and VMs come when they are asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, cid: int = CID, kind: Kind = KIND) -> None:
+        self.cid = cid
+        self._kind = kind
         self._stack = contextlib.ExitStack()
         self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="vv-", dir="/tmp")))
         self.runtime_dir = self.directory / "run"
@@ -118,7 +120,7 @@ class Host:
         """The daemon of a place, ready. It serves one VM, in the directory of that name."""
         if place not in self.daemons:
             (self.directory / place).mkdir()
-            vm = ("--guest-cid", str(CID), "--socket", f"{place}/vh.sock", "--uds-path", f"{place}/v.sock")
+            vm = ("--guest-cid", str(self.cid), "--socket", f"{place}/vh.sock", "--uds-path", f"{place}/v.sock")
             words = [*self.within(place), *PROGRAM, "run", *vm, "--name", place, "--no-parent", "-v"]
             self.daemons[place] = Process(words, self.directory, name=f"daemon in {place}", env=self.env)
             self.daemons[place].lines.wait_line("vhostvsock: ready:")
@@ -142,7 +144,7 @@ class Host:
         server = machine.inside("echo", "vsock-listen:65000")
         try:
             server.listening()
-            with self.connect(place, CID, 65000) as sock:
+            with self.connect(place, self.cid, 65000) as sock:
                 sock.settimeout(LIMIT)
                 sock.sendall(b"x")
                 return sock.recv(1) == b"x"
@@ -153,7 +155,7 @@ class Host:
 
     def start_vm(self, place: str) -> Machine:
         """Start a VM, whoever else may be there. Raises WaitError where it does not come up."""
-        machine = Machine(KIND, self.directory / place, self.daemon(place), self.within(place))
+        machine = Machine(self._kind, self.directory / place, self.daemon(place), self.within(place))
         try:
             machine.boot()
         except BaseException:
