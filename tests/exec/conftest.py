@@ -7,7 +7,6 @@ Rules:  - no AF_VSOCK socket reaches the kernel of the machine: the first test o
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -131,9 +130,3 @@ def supervised(seccomp: None, served: World) -> Iterator[Supervised]:
         yield made
     finally:
         made.close()
-
-
-def as_root() -> None:
-    """The test needs namespaces."""
-    if os.geteuid() != 0:
-        lacking("root, to make network namespaces")

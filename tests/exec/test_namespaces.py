@@ -10,32 +10,17 @@ from pathlib import Path
 
 import pytest
 from conftest import lacking, tool
-from exec.conftest import ANSWERS, CID, ECHO, MESSAGES, PRELUDE, Supervised, as_root
+from exec.conftest import ANSWERS, CID, ECHO, MESSAGES, PRELUDE, Supervised
 from harness.daemon import port_is_bound
 from harness.waiting import wait_for
-from netns.conftest import Command, Names
+from netns.conftest import spaces as spaces
 from netns.serving import LIMIT, world
-
-
-@pytest.fixture
-def spaces(short_dir: Path) -> Iterator[dict[str, str]]:
-    """Two global and two local namespaces, by role."""
-    as_root()
-    command, names = Command(str(short_dir / "run")), Names()
-    try:
-        found = {role: names.new(role) for role in ("global0", "global1", "local0", "local1")}
-        for role, name in found.items():
-            command.ok("netns", "add", name, "--mode", role[:-1])
-        yield found
-    finally:
-        for name in names.used:
-            names.remove(name)
 
 
 @pytest.fixture
 def spread(seccomp: None, spaces: dict[str, str], short_dir: Path, program: str) -> Iterator[Supervised]:
     """A daemon with a guest of CID 42 in a global and in a local namespace, both of which echo."""
-    with world(short_dir, program) as made:
+    with world(short_dir, program, spaces["registry"]) as made:
         daemon = made.daemon({"a": CID, "b": CID})
         guests = [made.guest(name, spaces[role], *ANSWERS) for name, role in (("a", "global0"), ("b", "local0"))]
         assert [guest.next() for guest in guests] == [f"attached {CID}"] * 2
@@ -138,16 +123,19 @@ print(error(new(SEQ).connect, (1, 5001)), error(new().connect, (1, 5001)))
     assert spread.python(code, spaces[role]) == [guest, loopback, loopback, f"{mixed} None"]
 
 
-def test_guests_reach_listeners_in_their_domain(spread: Supervised, spaces: dict[str, str]) -> None:
-    code = """
-server = listening(5000); print("listening", flush=True)
+@pytest.mark.parametrize(("kind", "says"), [("SOCK_STREAM", "connect"), ("SOCK_SEQPACKET", "messages")])
+def test_guests_reach_listeners_in_their_domain(
+    spread: Supervised, spaces: dict[str, str], kind: str, says: str
+) -> None:
+    code = f"""
+server = listening(5000, kind=socket.{kind}); print("listening", flush=True)
 while True:
     sock, peer = server.accept(); sock.send(sock.recv(100) + b" by way of %s"); sock.close()
 """
     for role in "global1", "local0":
         spread.script(code.replace("%s", role), namespace=spaces[role]).wait("listening")
     for guest, role in (spread.guest, "global1"), (spread.local_guest, "local0"):
-        guest.tell("connect 5000 hello")
+        guest.tell(f"{says} 5000 hello")
         assert guest.next() == f"reply hello by way of {role}"
 
 

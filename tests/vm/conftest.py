@@ -44,8 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """A failed test tells what its machine said."""
     report = yield
-    asked = getattr(item, "funcargs", {})
-    machine = asked.get("vm") or getattr(asked.get("place"), "vm", None)
+    machine = getattr(item, "funcargs", {}).get("vm")
     if report.when == "call" and report.failed and isinstance(machine, Machine):
         report.sections.append((f"the machine {machine.kind}", machine.describe()))
     return report

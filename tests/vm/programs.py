@@ -14,13 +14,12 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.daemon import port_is_bound
-from harness.machine import Machine
-from harness.waiting import Process, wait_for
+from harness.waiting import LIMIT, Process, wait_for
 
 # More than the buffers of one socket hold.
 SIZE = 350_000
@@ -84,15 +83,14 @@ PROGRAMS = {
 
 
 class Place:
-    """A place of the host, in which programs run, and a guest to talk to."""
+    """A place of the host, in which programs run."""
 
-    def __init__(self, vm: Machine, directory: Path, runtime_dir: Path, path: str, within: list[str]) -> None:
+    def __init__(self, directory: Path, runtime_dir: Path, path: str, within: Sequence[str] = ()) -> None:
         """`path`: where programs are looked for; `within`: the words that run a command there."""
-        self.vm = vm
-        self._runtime_dir = runtime_dir
         self.directory = directory
-        self.within = within
-        self.env = {**os.environ, "VHOSTVSOCK_RUNTIME_DIR": str(runtime_dir), "PATH": path}
+        self._runtime_dir = runtime_dir
+        self._within = within
+        self._env = {**os.environ, "VHOSTVSOCK_RUNTIME_DIR": str(runtime_dir), "PATH": path}
         (directory / "data").write_bytes(DATA)
         if not (directory / "end").exists():
             os.mkfifo(directory / "end")
@@ -100,16 +98,16 @@ class Place:
         (directory / "answer").write_text(f"#!/bin/sh\n{ANSWER.format(came='came')}\n")
         (directory / "answer").chmod(0o755)
 
-    def _words(self, command: str) -> list[str]:
-        return [*self.within, sys.executable, "-m", "vhostvsock", "exec", "--", "bash", "-c", command]
+    def _exec(self) -> list[str]:
+        return [*self._within, sys.executable, "-m", "vhostvsock", "exec", "--"]
 
-    def run(self, command: str, limit: float = 120.0) -> subprocess.CompletedProcess[bytes]:
+    def run(self, command: str, limit: float = LIMIT) -> subprocess.CompletedProcess[bytes]:
         """A command of a shell under exec, to its end."""
-        return subprocess.run(
-            self._words(command), cwd=self.directory, env=self.env, capture_output=True, timeout=limit, check=False
-        )
+        # What hangs is ended from within: of a supervisor that is killed, the programs would live on.
+        words = [*self._exec(), "timeout", "--kill-after=5", str(limit), "bash", "-c", command]
+        return subprocess.run(words, cwd=self.directory, env=self._env, capture_output=True, check=False)
 
-    def ok(self, command: str, limit: float = 120.0) -> bytes:
+    def ok(self, command: str, limit: float = LIMIT) -> bytes:
         """What it writes; it has to succeed."""
         done = self.run(command, limit)
         assert done.returncode == 0, done
@@ -118,10 +116,13 @@ class Place:
     @contextlib.contextmanager
     def listening(self, command: str, port: int) -> Iterator[Process]:
         """A command that listens meanwhile, and is ended as people end it."""
-        with Process(self._words(command), self.directory, env=self.env, name=command) as process:
-            wait_for(lambda: port_is_bound(self._runtime_dir, port) or not process.alive(), f"{command} listens")
-            yield process
-            process.stop()
+        words = [*self._exec(), "bash", "-c", command]
+        with Process(words, self.directory, env=self._env, name=command) as process:
+            try:
+                wait_for(lambda: port_is_bound(self._runtime_dir, port) or not process.alive(), f"{command} listens")
+                yield process
+            finally:
+                process.stop()
 
 
 def says(done: subprocess.CompletedProcess[bytes], code: int) -> bool:

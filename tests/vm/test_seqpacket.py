@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Iterator
 
-from harness.machine import Machine
+import pytest
+from harness.daemon import BACKEND, CID
+from harness.machine import Kind, Machine
 from harness.probe import Probe
+from harness.waiting import wait_for
 
-from .clients import LIMIT, listener
+import vhostvsock
+
+from .clients import LIMIT, connections_work, listener
 from .conftest import on_both_kernels
 
 # Where something changes: receive buffers, packets, and the longest message that Linux sends.
@@ -121,3 +127,45 @@ def test_types_have_to_match(vm: Machine) -> None:
         sock.connect(str(vm.cwd / "v.sock.seqpacket"))
         sock.send(b"CONNECT 5002\n")
         assert sock.recv(99) == b""
+
+
+def _by_cid(vm: Machine, port: int, type_: socket.SocketKind = socket.SOCK_SEQPACKET) -> str:
+    """What a host application is told that names the guest's CID."""
+    try:
+        vhostvsock.connect(CID, port, type=type_, timeout=LIMIT, runtime_dir=str(vm.cwd / "run")).close()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "OK"
+
+
+by_cid = pytest.mark.skipif(BACKEND == "peer", reason="only vhostvsock is asked by CID")
+
+
+@by_cid
+@on_both_kernels
+def test_who_connects_by_cid_is_told_what_is_wrong(vm: Machine) -> None:
+    vm.inside("messages", "seqpacket-listen:5000").listening()
+    vm.inside("echo", "vsock-listen:5001").listening()
+    assert [_by_cid(vm, port) for port in (5000, 5001, 5002)] == ["OK", "ECONNRESET", "ECONNRESET"]
+    driver = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport"
+    device = vm.guest.run(f"cd {driver} && echo virtio*")
+    vm.guest.run(f"echo {device} > {driver}/unbind")
+    # What the driver took is still known.
+    assert [_by_cid(vm, 5000), _by_cid(vm, 5001, socket.SOCK_STREAM)] == ["EHOSTUNREACH"] * 2
+    vm.guest.run(f"echo {device} > {driver}/bind")
+    wait_for(lambda: _by_cid(vm, 5002) == "ECONNRESET", "the guest answers again")
+
+
+@by_cid
+@pytest.mark.parametrize("kind", [Kind("6.1", "7.2"), Kind("new", "10.0")], ids=str)
+def test_a_device_without_messages_has_none_and_carries_streams(prerequisites: None, kind: Kind) -> None:
+    with contextlib.closing(Machine(kind)) as vm, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        vm.boot("-global", "vhost-user-vsock-pci.seqpacket=off")
+        server.bind(str(vm.cwd / "v.sock_5001"))
+        server.listen()
+        assert vm.inside("connect", "seqpacket:2:5001").result()["error"] == "ESOCKTNOSUPPORT"
+        # A guest may listen, in vain.
+        vm.inside("messages", "seqpacket-listen:5000").listening()
+        assert [_by_cid(vm, port) for port in (5000, 5002)] == ["ESOCKTNOSUPPORT", "ESOCKTNOSUPPORT"]
+        assert [_by_cid(vm, port, socket.SOCK_STREAM) for port in (5000, 5002)] == ["ECONNRESET", "ECONNRESET"]
+        connections_work(vm)

@@ -389,7 +389,7 @@ class Calls:
             sock.port.set_buffer(sock.options.buffer)
         return 0
 
-    async def _error_queue(self, call: Call, sock: VsockSocket) -> int:
+    async def _error_queue(self, _call: Call, _sock: VsockSocket) -> int:
         raise _error(errno.EAGAIN)  # it is empty, always
 
     # /dev/vsock -------------------------------------------------------------------------------------------------------

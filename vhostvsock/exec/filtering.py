@@ -2,7 +2,7 @@
 
 Before: child.py is about to start the program. After: bpf.py makes bytes of it.
 Rules:  - a call that carries data is never intercepted, and no other one that the filter can tell to be foreign.
-          recvmsg is told only with MSG_ERRQUEUE, which asks for errors: a UNIX socket has none, and takes it for a read.
+          recvmsg is told only with MSG_ERRQUEUE, which asks for errors: to a UNIX socket, which has none, it is a read.
         - connect, bind, listen, accept, getsockname and getpeername have nothing that a filter could look at but the
           number of a descriptor: they are all intercepted, and the supervisor lets the foreign ones go on.
         - no AF_VSOCK socket of the kernel's comes to be: where we cannot serve one (a program for another architecture
