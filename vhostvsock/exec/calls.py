@@ -392,8 +392,6 @@ class Calls:
     async def _error_queue(self, _call: Call, _sock: VsockSocket) -> int:
         raise _error(errno.EAGAIN)  # it is empty, always
 
-    # /dev/vsock -------------------------------------------------------------------------------------------------------
-
 
 def _receive_timeout(sock: socket.socket) -> float | None:
     """SO_RCVTIMEO in seconds, or None."""

@@ -70,10 +70,10 @@ ARCHITECTURES = {
         calls={
             "open": 2,
             "ioctl": 16,
-            "recvmsg": 47,
             "socket": 41,
             "connect": 42,
             "accept": 43,
+            "recvmsg": 47,
             "bind": 49,
             "listen": 50,
             "getsockname": 51,
