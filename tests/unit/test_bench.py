@@ -225,10 +225,10 @@ def test_many_vms_are_a_file_and_one_is_flags(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     places = [Place(42 + n, tmp_path / f"h{n}", tmp_path / f"v{n}") for n in range(2)]
     assert "--guest-cid" in vhostvsock().command(places[:1], tmp_path)
-    command = vhostvsock(0).command(places, tmp_path)
+    command = vhostvsock("poll_us=0").command(places, tmp_path)
     assert command[-2:] == ["--config", str(tmp_path / "vms.toml")]
     text = (tmp_path / "vms.toml").read_text()
-    assert text.count("[[vm]]") == text.count("poll_us = 0") == 2
+    assert text.count("[[vm]]") == text.count("poll_us=0") == 2
 
 
 def test_sockets_that_listen_are_seen(short_dir: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -60,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--write-docs", action="store_true", help="make the tables and the picture of docs/performance.md anew")
     add("--vm", action="store_true", help="through real guests, under emulation; with --write-docs, both")
     add("--no-peer", action="store_true", help="leave vhost-device-vsock out")
-    add("--poll-us", type=int, metavar="N", help="also measure vhostvsock run --poll-us N (default: not)")
+    add(
+        "--also", metavar="NAME=N", help="measure vhostvsock with this setting of a VM, too: poll_us=0, buf_alloc=65536"
+    )
     add("--pin", action="store_true", help="fixed processors for all (needs two)")
     add("--list", action="store_true", help="name the rows, and measure nothing")
     return parser
@@ -81,12 +84,14 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error("--runs and --seconds have to be more than nothing")
     if (options.pin or options.write_docs) and len(os.sched_getaffinity(0)) < 2:
         parser.error("--pin and --write-docs need two processors")
-    if options.write_docs and (options.rows or options.pin or options.no_peer or options.poll_us is not None):
-        parser.error("--write-docs measures what the page shows: no --rows, --pin, --no-peer, --poll-us")
+    if options.also and not re.fullmatch(r"[a-z_]+=\d+", options.also):
+        parser.error(f"--also {options.also}: that is no setting and a number, such as poll_us=0")
+    if options.write_docs and (options.rows or options.pin or options.no_peer or options.also):
+        parser.error("--write-docs measures what the page shows: no --rows, --pin, --no-peer, --also")
 
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    plan = Plan(options.runs, options.seconds, not options.no_peer, True, options.pin, options.poll_us)
+    plan = Plan(options.runs, options.seconds, not options.no_peer, True, options.pin, options.also)
     report: results.Report = {}
     if options.source:
         report = results.load(options.source)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.lib.bench.results import as_option
 from scripts.lib.fetch import peer
 
 # CIDs of the VMs: this one and those after it.
@@ -51,8 +52,8 @@ class Contender:
     ready: bytes | None = None
 
 
-def vhostvsock(poll_us: int | None = None) -> Contender:
-    """This project's daemon."""
+def vhostvsock(setting: str | None = None) -> Contender:
+    """This project's daemon, with the default of everything but one setting."""
     program = shutil.which("vhostvsock")
     if program is None:
         raise BenchError("vhostvsock is not installed; scripts/lib/setup.sh does that")
@@ -60,19 +61,24 @@ def vhostvsock(poll_us: int | None = None) -> Contender:
 
     def command(places: Sequence[Place], directory: Path) -> list[str]:
         if len(places) == 1:
-            poll = [] if poll_us is None else ["--poll-us", str(poll_us)]
             [one] = places
             words = ["--guest-cid", str(one.cid), "--socket", str(one.socket), "--uds-path", str(one.uds)]
-            return [*run, *words, *poll]
-        poll = [] if poll_us is None else [f"poll_us = {poll_us}"]
+            return [*run, *words, *(as_option(setting) if setting else [])]
+        set_so = [setting] if setting else []
         lines: list[str] = []
         for place in places:
-            lines += ["[[vm]]", f"cid = {place.cid}", f'socket = "{place.socket}"', f'uds_path = "{place.uds}"', *poll]
+            lines += [
+                "[[vm]]",
+                f"cid = {place.cid}",
+                f'socket = "{place.socket}"',
+                f'uds_path = "{place.uds}"',
+                *set_so,
+            ]
         config = directory / "vms.toml"
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return [*run, "--config", str(config)]
 
-    title = "vhostvsock" if poll_us is None else f"with --poll-us {poll_us}"
+    title = " ".join(["with", *as_option(setting)]) if setting else "vhostvsock"
     return Contender(title, command, b"vhostvsock: ready:")
 
 

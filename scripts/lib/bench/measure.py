@@ -35,8 +35,8 @@ class Plan:
     with_peer: bool = True
     with_limit: bool = True
     pinned: bool = False
-    # Also `vhostvsock run --poll-us N`.
-    poll_us: int | None = None
+    # Also with this setting of a VM, `NAME=N`.
+    also: str | None = None
 
 
 def all_rows() -> list[Row]:
@@ -63,8 +63,8 @@ def measure(plan: Plan, rows: Sequence[Row], name: str) -> Measurement:
         return {"row": row.name, "none": True} if row in standing.ROWS else driver.limit(row)
 
     contenders = {"ours": by_daemon(vhostvsock())}
-    if plan.poll_us is not None:
-        contenders["polling"] = by_daemon(vhostvsock(plan.poll_us))
+    if plan.also:
+        contenders["also"] = by_daemon(vhostvsock(plan.also))
     version = ""
     if plan.with_peer:
         try:
@@ -76,7 +76,7 @@ def measure(plan: Plan, rows: Sequence[Row], name: str) -> Measurement:
         contenders["limit"] = limit
 
     measurement = Measurement(
-        machine(), version, plan.runs, plan.seconds, plan.pinned, plan.poll_us, list(contenders), list(rows)
+        machine(), version, plan.runs, plan.seconds, plan.pinned, plan.also, list(contenders), list(rows)
     )
     say(f"{name}: {len(rows)} rows, {plan.runs} runs of {' and '.join(contenders)} in turn")
     start = time.monotonic()

@@ -15,7 +15,7 @@ from pathlib import Path
 from scripts.lib.bench import plot, targets
 from scripts.lib.bench.daemons import BenchError
 from scripts.lib.bench.measure import Plan, all_rows, measure
-from scripts.lib.bench.results import Measurement, Report
+from scripts.lib.bench.results import Measurement, Report, as_option
 from scripts.lib.bench.rows import Row
 from scripts.lib.bench.tables import EXTRAS, circumstances, extras_table, main_table, table
 
@@ -52,7 +52,7 @@ def measure_all(plan: Plan) -> Report:
     return {
         "main": measure(plan, rows, "1 of 3"),
         "pinned": measure(replace(plan, pinned=True), named(PINNED), "2 of 3, pinned"),
-        "polling": measure(replace(plan, poll_us=0, with_limit=False), named(POLLING), "3 of 3, --poll-us 0"),
+        "polling": measure(replace(plan, also="poll_us=0", with_limit=False), named(POLLING), "3 of 3, --poll-us 0"),
     }
 
 
@@ -92,7 +92,7 @@ def targets_table(report: Report) -> str:
         target = verdict.target
         what = f"`{target.row}`" + (f" + `{target.plus}`" if target.plus else "")
         what += f", {EXTRAS[target.value]}" if target.value != "value" else ""
-        what += _polling_of(target, report.get(target.part))
+        what += _setting_of(target, report.get(target.part))
         unit = units.get(target.row, "") if target.value == "value" else ""
         met = {True: "met", False: "**not met**", None: "–"}[verdict.met]
         lines.append([target.group, what, targets.bound_text(target, unit), targets.measured_text(verdict), met])
@@ -101,10 +101,10 @@ def targets_table(report: Report) -> str:
     return table(["", "row", "target", "measured", ""], lines) + "\n\n" + total
 
 
-def _polling_of(target: targets.Target, measurement: Measurement | None) -> str:
-    if target.contender != "polling":
+def _setting_of(target: targets.Target, measurement: Measurement | None) -> str:
+    if target.contender != "also" or measurement is None or measurement.also is None:
         return ""
-    return f", `--poll-us {measurement.poll_us if measurement else 0}`"
+    return f", `{' '.join(as_option(measurement.also))}`"
 
 
 def picture(report: Report) -> None:

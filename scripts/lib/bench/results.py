@@ -72,8 +72,8 @@ class Measurement:
     runs: int
     seconds: float
     pinned: bool
-    # What `--poll-us` was for the contender "polling", if there is one.
-    poll_us: int | None
+    # The setting, `NAME=N`, of the contender "also", if there is one.
+    also: str | None
     contenders: list[str]
     rows: list[Row]
     cells: dict[str, dict[str, Cell]] = field(default_factory=dict)
@@ -100,6 +100,12 @@ class Measurement:
         pairs = zip(mine.values(), theirs.values(), strict=False)
         single = [better(one, another) for one, another in pairs if one and another] or [median]
         return Ratio(median, min(single), max(single))
+
+
+def as_option(setting: str) -> list[str]:
+    """A setting of a VM, `NAME=N`, as `vhostvsock run` has it."""
+    name, _, value = setting.partition("=")
+    return [f"--{name.replace('_', '-')}", value]
 
 
 # By name: "main", and what else one call measured.

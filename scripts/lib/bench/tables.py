@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from scripts.lib.bench.results import Measurement, Ratio, figure
+from scripts.lib.bench.results import Measurement, Ratio, as_option, figure
 from scripts.lib.bench.rows import Row
 
 # Values beside a row's own, and what they are called in the second table.
@@ -31,7 +31,7 @@ def titles(measurement: Measurement) -> dict[str, str]:
     """What the contenders are called."""
     return {
         "ours": "vhostvsock",
-        "polling": f"with --poll-us {measurement.poll_us}",
+        "also": " ".join(["with", *as_option(measurement.also or "")]),
         "peer": "vhost-device-vsock",
         "limit": "limit",
     }
@@ -54,13 +54,13 @@ def _ratio_text(ratio: Ratio | None) -> str:
 def main_table(measurement: Measurement) -> str:
     """Each row's value, and how it compares."""
     named = titles(measurement)
-    ours = [name for name in ("ours", "polling") if name in measurement.contenders]
+    ours = [name for name in ("ours", "also") if name in measurement.contenders]
     head = ["row", "", *(named[name] for name in ours)]
     labels = {"peer": "x peer", "limit": "of limit"}
     others = [(name, label) for name, label in labels.items() if name in measurement.contenders]
     for name, label in others:
         head += [named[name], label]
-        if name == "peer" and "polling" in ours:
+        if name == "peer" and "also" in ours:
             head.append(f"{named['polling']}, {label}")
 
     def line(row: Row) -> list[str]:
@@ -68,8 +68,8 @@ def main_table(measurement: Measurement) -> str:
         words += [measurement.cell(row.name, name).text() for name in ours]
         for name, _ in others:
             words += [measurement.cell(row.name, name).text(), _ratio_text(measurement.ratio(row, "ours", name))]
-            if name == "peer" and "polling" in ours:
-                words.append(_ratio_text(measurement.ratio(row, "polling", name)))
+            if name == "peer" and "also" in ours:
+                words.append(_ratio_text(measurement.ratio(row, "also", name)))
         return words
 
     return table(head, map(line, measurement.rows))
