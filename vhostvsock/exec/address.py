@@ -1,6 +1,6 @@
 """Addresses of AF_VSOCK as programs write them: struct sockaddr_vm.
 
-Before: calls.py read bytes of a program. After: an `Address`, or Linux's errno.
+Before: arguments.py read bytes of a program. After: an `Address`, or Linux's errno.
 Rule:   pure.
 """
 

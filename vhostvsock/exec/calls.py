@@ -1,6 +1,7 @@
 """What each intercepted call does, with Linux's checks in Linux's order (net/vmw_vsock/af_vsock.c, net/socket.c).
 
-Before: supervisor.py has a call. After: sockets.py, connecting.py, listening.py; the call is answered.
+Before: supervisor.py has a call. After: arguments.py has what it points to, sockets.py, connecting.py and
+        listening.py do it; the call is answered.
 Rules:  - a call on a descriptor that is not one of our sockets goes on to the kernel.
         - an errno is raised as an OSError, and becomes the call's result.
         - a call that a signal interrupts is gone: what it began goes on, and what it took is given back.
@@ -19,8 +20,8 @@ from dataclasses import replace
 
 from vhostvsock.bridge.lines import limit_messages
 from vhostvsock.bridge.privilege import may_bind_low_ports
-from vhostvsock.exec import listening
-from vhostvsock.exec.address import SIZE, Address
+from vhostvsock.exec import arguments, listening
+from vhostvsock.exec.address import Address
 from vhostvsock.exec.call import Call
 from vhostvsock.exec.connecting import Attempt, fill, is_writable
 from vhostvsock.exec.dev_vsock import DevVsock
@@ -36,8 +37,6 @@ from vhostvsock.registry.rules import LAST_PRIVILEGED_PORT
 _TYPE_MASK = 0xF
 _TYPE_FLAGS = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 _TYPES = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
-# Longer addresses than this are none, whatever the family (net/socket.c).
-_ADDRESS_LIMIT = 128
 
 _Handler = Callable[[Call, VsockSocket], Awaitable[int | None]]
 
@@ -186,7 +185,7 @@ class Calls:
     async def _connect(self, call: Call, sock: VsockSocket) -> int | None:
         with self._taken(call, sock) as taken:
             blocking = os.get_blocking(taken.fileno())
-            address = self._address(call)
+            address = arguments.address(call)
             match sock.state:
                 case State.CONNECTED:
                     raise _error(errno.EISCONN)
@@ -212,22 +211,11 @@ class Calls:
                 call.replace(call.integer(0), attempt.up)
         return -result
 
-    def _address(self, call: Call) -> Address | None:
-        """The address that connect(2) and bind(2) have as their second argument; None for one that is wrong."""
-        size = call.integer(2)
-        if not 0 <= size <= _ADDRESS_LIMIT:
-            raise _error(errno.EINVAL)
-        data = call.thread.read(call.arguments[1], size)
-        try:
-            return Address.unpack(data)
-        except OSError:
-            return None
-
     # bind, listen, accept ---------------------------------------------------------------------------------------------
 
     async def _bind(self, call: Call, sock: VsockSocket) -> int:
         with self._taken(call, sock):
-            address = self._address(call)
+            address = arguments.address(call)
         if address is None or sock.port is not None or sock.state is not State.UNCONNECTED:
             raise _error(errno.EINVAL)
         # The bridge judges us, who may be more than the program.
@@ -299,7 +287,8 @@ class Calls:
             raise
         connection, peer = waiting
         try:
-            self._write_address(call, 1, peer)
+            if call.arguments[1] != 0:  # who asks for no address needs no room for one
+                arguments.write_address(call, peer)
             connection.setblocking(not flags & socket.SOCK_NONBLOCK)
             given = call.give(connection.fileno(), close_on_exec=bool(flags & socket.SOCK_CLOEXEC))
         except OSError:
@@ -317,28 +306,15 @@ class Calls:
     # Names ------------------------------------------------------------------------------------------------------------
 
     async def _getsockname(self, call: Call, sock: VsockSocket) -> int:
-        self._write_address(call, 1, sock.local)
+        arguments.write_address(call, sock.local)
         return 0
 
     async def _getpeername(self, call: Call, sock: VsockSocket) -> int:
         await self._decided(call, sock)
         if sock.state is not State.CONNECTED:
             raise _error(errno.ENOTCONN)
-        self._write_address(call, 1, sock.peer)
+        arguments.write_address(call, sock.peer)
         return 0
-
-    def _write_address(self, call: Call, index: int, address: Address) -> None:
-        """Into what two arguments of the call point to: the room for an address, and its length before and after."""
-        where, length = call.arguments[index], call.arguments[index + 1]
-        if where == 0 and call.name != "getsockname" and call.name != "getpeername":
-            return
-        room = call.thread.read_int(length)
-        if not call.is_waiting():
-            raise _error(errno.EBADF)
-        if room < 0:
-            raise _error(errno.EINVAL)
-        call.thread.write(where, address.pack()[:room])
-        call.thread.write(length, struct.pack("=i", SIZE))
 
     # Options ----------------------------------------------------------------------------------------------------------
 
@@ -353,38 +329,21 @@ class Calls:
     async def _getsockopt(self, call: Call, sock: VsockSocket) -> int | None:
         level, name = call.integer(1), call.integer(2)
         if level == socket.AF_VSOCK:
-            self._write_option(call, sock.options.get(name), strict=True)
+            arguments.write_option(call, sock.options.get(name), strict=True)
         elif name == SO_DOMAIN:
-            self._write_option(call, struct.pack("=i", socket.AF_VSOCK))
+            arguments.write_option(call, struct.pack("=i", socket.AF_VSOCK))
         elif name == SO_ACCEPTCONN:
-            self._write_option(call, struct.pack("=i", sock.state is State.LISTENING))
+            arguments.write_option(call, struct.pack("=i", sock.state is State.LISTENING))
         else:  # SO_ERROR
             await self._decided(call, sock)
             if sock.error == 0:
                 call.go_on()
                 return None
-            self._write_option(call, struct.pack("=i", sock.take_error()))
+            arguments.write_option(call, struct.pack("=i", sock.take_error()))
         return 0
 
-    def _write_option(self, call: Call, value: bytes, *, strict: bool = False) -> None:
-        """`strict`: a program with less room gets nothing, instead of a part."""
-        where, length = call.arguments[3], call.arguments[4]
-        room = call.thread.read_int(length)
-        if not call.is_waiting():
-            raise _error(errno.EBADF)
-        if room < 0 or (strict and room < len(value)):
-            raise _error(errno.EINVAL)
-        call.thread.write(where, value[:room])
-        call.thread.write(length, struct.pack("=i", min(room, len(value))))
-
     async def _setsockopt(self, call: Call, sock: VsockSocket) -> int:
-        size = call.integer(4)
-        if size < 0:
-            raise _error(errno.EINVAL)
-        data = call.thread.read(call.arguments[3], min(size, 16))
-        if not call.is_waiting():
-            raise _error(errno.EBADF)
-        sock.options.set(call.integer(2), data)
+        sock.options.set(call.integer(2), arguments.option(call))
         if sock.port is not None:
             sock.port.set_buffer(sock.options.buffer)
         return 0

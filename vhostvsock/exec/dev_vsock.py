@@ -50,6 +50,8 @@ class DevVsock:
         if found is None or not (self._is_file(found) or _is_device(found)):
             call.go_on()
             return
+        if not call.is_waiting():
+            return  # another thread may have its number by now
         call.thread.write(call.arguments[2], struct.pack("=I", CID_HOST))
         call.answer(0)
 
