@@ -54,8 +54,8 @@ const ROWS: [Row; 14] = [
     row("h2g", "packet", 1, receive),
     Row { receive_buffer: LARGE_BUFFER, ..row("h2g-64k", "packet", 1, receive) },
     row("credit", "packet", 1, credit),
-    row("rtt", "round trip", 1, |stage, ends| messages(stage, ends, 1)),
-    row("messages-16", "message there and back", 16, |stage, ends| messages(stage, ends, 64)),
+    row("rtt", "round trip", 1, |stage, ends| there_and_back(stage, ends, 1)),
+    row("messages-16", "message there and back", 16, |stage, ends| there_and_back(stage, ends, 64)),
     Row { messages: true, ..row("seq-g2h-256", "message", 1, |stage, ends| send_messages(stage, ends, 256, 64)) },
     Row { messages: true, ..row("seq-h2g-256", "message", 1, |stage, ends| receive_messages(stage, ends, 256, 64)) },
     Row { messages: true, ..row("seq-h2g-64k", "message", 1, |stage, ends| receive_messages(stage, ends, BLOCK, 1)) },
@@ -182,7 +182,7 @@ fn credit(stage: &mut Stage, ends: &mut [Ends]) -> u64 {
 }
 
 /// A message from the guest to each application and back.
-fn messages(stage: &mut Stage, ends: &mut [Ends], len: usize) -> u64 {
+fn there_and_back(stage: &mut Stage, ends: &mut [Ends], len: usize) -> u64 {
     for (socket, _) in &*ends {
         assert_eq!(stage.guest.send(*socket, &vec![0x5a; len]), len, "no credit");
     }

@@ -2,15 +2,15 @@
 //! Before: `rows` names size, layout and how the guest waits.
 //! After: megabytes per second, and processor time of the daemon per gigabyte.
 //! Rules: bytes count when the receiving application has them. The host's application reads and writes 64 KiB at a time.
+//! Through a message socket, one packet of the guest, and one call of the host's application, is one message.
 
 use crate::Options;
 use crate::applications::{BLOCK, sink, source};
 use crate::process::{cpu_time, host_thread};
 use crate::report::{HANGS_AFTER, Outcome};
 use crate::rows::Cut;
-use crate::session::{Clock, Conn, NAP, Session, listen};
+use crate::session::{Clock, Conn, NAP, Session, listen, with_connection};
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
@@ -90,15 +90,14 @@ pub fn packets(session: &Session, size: usize, cut: Cut) -> Vec<Prepared> {
 }
 
 /// From the guest to the host.
-pub fn from_guest(options: &Options, size: usize, cut: Cut, mode: Mode) -> io::Result<Outcome> {
-    let listener = listen(options.vm())?;
-    let mut session = Session::boot(options.vm(), 3776, mode)?;
-    let Some((mut conn, stream)) = session.connect(&listener, 50_000)? else { return Ok(Outcome::Hangs) };
-    let count = Arc::new(AtomicU64::new(0));
-    let counter = Arc::clone(&count);
-    host_thread(options, move || sink(stream, counter));
-    let prepared = packets(&session, size, cut);
-    Ok(measure_sending(options, &mut session, &mut conn, size, &prepared, &count))
+pub fn from_guest(options: &Options, kind: u16, size: usize, cut: Cut, mode: Mode) -> io::Result<Outcome> {
+    with_connection(options, kind, 3776, mode, |session, conn, stream| {
+        let count = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&count);
+        host_thread(options, move || sink(stream, counter));
+        let prepared = packets(session, size, cut);
+        measure_sending(options, session, conn, size, &prepared, &count)
+    })
 }
 
 /// Sends on a connection as fast as it goes; `count` is what the application has.
@@ -123,39 +122,28 @@ pub fn measure_sending(
     }
 }
 
-/// From the host to the guest.
-pub fn to_guest(options: &Options, buffer: usize, mode: Mode) -> io::Result<Outcome> {
-    let listener = listen(options.vm())?;
-    let mut session = Session::boot(options.vm(), buffer, mode)?;
-    let Some((mut conn, stream)) = session.connect(&listener, 50_000)? else { return Ok(Outcome::Hangs) };
-    Ok(measure_receiving(options, &mut session, &mut conn, (stream, BLOCK)))
-}
-
-/// Receives on a connection as fast as it goes; the application at `stream` writes so many bytes at a time.
-pub fn measure_receiving(
-    options: &Options,
-    session: &mut Session,
-    conn: &mut Conn,
-    (stream, size): (UnixStream, usize),
-) -> Outcome {
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopping = Arc::clone(&stop);
-    host_thread(options, move || source(stream, size, stopping));
-    let mut meter = Meter::new(options);
-    let (mut total, mut last) = (0_u64, conn.received);
-    loop {
-        session.guest.reclaim();
-        let news = session.pump(conn);
-        total += u64::from(conn.received.wrapping_sub(last));
-        last = conn.received;
-        if let Some(outcome) = meter.look(total) {
-            stop.store(true, Ordering::Relaxed);
-            return outcome;
+/// From the host to the guest, into buffers of a size; the application writes so many bytes at a time.
+pub fn to_guest(options: &Options, kind: u16, buffer: usize, size: usize, mode: Mode) -> io::Result<Outcome> {
+    with_connection(options, kind, buffer, mode, |session, conn, stream| {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::clone(&stop);
+        host_thread(options, move || source(stream, size, stopping));
+        let mut meter = Meter::new(options);
+        let (mut total, mut last) = (0_u64, conn.received);
+        loop {
+            session.guest.reclaim();
+            let news = session.pump(conn);
+            total += u64::from(conn.received.wrapping_sub(last));
+            last = conn.received;
+            if let Some(outcome) = meter.look(total) {
+                stop.store(true, Ordering::Relaxed);
+                return outcome;
+            }
+            if !news {
+                session.guest.wait(Deadline::after(NAP));
+            }
         }
-        if !news {
-            session.guest.wait(Deadline::after(NAP));
-        }
-    }
+    })
 }
 
 /// Both at once, over one connection for each direction.

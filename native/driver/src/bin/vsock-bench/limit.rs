@@ -14,6 +14,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use vsock_driver::header::SEQPACKET;
 
 /// A process at the other end of a socket.
 struct Peer {
@@ -73,15 +74,17 @@ pub fn child(role: &str, argument: &str, pinned: bool) -> Result<(), String> {
 pub fn measure(row: &Row, options: &Options) -> Outcome {
     let (time, pinned) = (options.time, options.pinned);
     let result = match row.what {
-        What::FromGuest(size, ..) => bulk(SocketType::STREAM, size, time, pinned),
-        What::ToGuest(..) => bulk(SocketType::STREAM, BLOCK, time, pinned),
-        What::RoundTrip(_) => round_trip(SocketType::STREAM, time, pinned),
-        What::SeqFromGuest(size, _) | What::SeqToGuest(size, _) => bulk(SocketType::SEQPACKET, size, time, pinned),
-        What::SeqRoundTrip(_) => round_trip(SocketType::SEQPACKET, time, pinned),
+        What::FromGuest(kind, size, ..) | What::ToGuest(kind, _, size, _) => bulk(type_of(kind), size, time, pinned),
+        What::RoundTrip(kind, _) => round_trip(type_of(kind), time, pinned),
         What::GuestConnects(1) | What::HostConnects(1) => connects(time, pinned),
         _ => Ok(Outcome::None),
     };
     result.unwrap_or_else(|error| Outcome::Failed(error.to_string()))
+}
+
+/// The type of a UNIX socket, of that of a connection.
+fn type_of(kind: u16) -> SocketType {
+    if kind == SEQPACKET { SocketType::SEQPACKET } else { SocketType::STREAM }
 }
 
 /// Writes of a size, read 64 KiB at a time.

@@ -1,4 +1,4 @@
-//! Job: rows of small messages that go there and back.
+//! Job: rows of a few bytes that go there and back.
 //! Before: `rows` names how many connections.
 //! After: the time of one round trip, or how many there are in a second.
 //! Rules: the host's application is one thread that sends back what it gets.
@@ -7,7 +7,7 @@ use crate::Options;
 use crate::applications::{echo, echo_many};
 use crate::process::host_thread;
 use crate::report::Outcome;
-use crate::session::{Clock, Conn, Session, listen};
+use crate::session::{Clock, Conn, Session, listen, with_connection};
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -15,50 +15,44 @@ use std::time::Instant;
 use vsock_driver::header::{LEN, op};
 use vsock_driver::ring::Mode;
 
-/// Bytes of a message.
-const MESSAGE: usize = 64;
+/// What goes over each of many connections, in bytes.
+const SIZE: usize = 64;
 
 /// One byte there and back, one at a time.
-pub fn round_trip(options: &Options, mode: Mode) -> io::Result<Outcome> {
-    let listener = listen(options.vm())?;
-    let mut session = Session::boot(options.vm(), 3776, mode)?;
-    let Some((mut conn, stream)) = session.connect(&listener, 50_000)? else { return Ok(Outcome::Hangs) };
-    host_thread(options, move || echo(stream));
-    Ok(measure_round_trips(options, &mut session, &mut conn))
-}
-
-/// One byte there and back on a connection whose application sends back what it gets.
-pub fn measure_round_trips(options: &Options, session: &mut Session, conn: &mut Conn) -> Outcome {
-    let prepared = session.guest.lay_out(&[LEN, 1]);
-    let clock = Clock::start(options.time);
-    let mut times = Vec::new();
-    while !clock.is_over() {
-        let start = Instant::now();
-        session.guest.reclaim();
-        let header = conn.header(&session.guest, op::RW, 1);
-        assert!(session.guest.put_prepared(&header, &prepared), "one packet always fits");
-        session.guest.tx.publish_and_kick();
-        conn.sent = conn.sent.wrapping_add(1);
-        let expected = conn.received.wrapping_add(1);
-        // What was received is told with the next byte: no packets in between that would be measured.
-        while conn.received != expected {
-            while let Some(header) = session.guest.take_header() {
-                conn.learn(&header);
-            }
-            if conn.received != expected && !session.wait() {
-                return Outcome::Hangs;
-            }
+pub fn one(options: &Options, kind: u16, mode: Mode) -> io::Result<Outcome> {
+    with_connection(options, kind, 3776, mode, |session, conn, stream| {
+        host_thread(options, move || echo(stream));
+        let prepared = session.guest.lay_out(&[LEN, 1]);
+        let clock = Clock::start(options.time);
+        let mut times = Vec::new();
+        while !clock.is_over() {
+            let start = Instant::now();
             session.guest.reclaim();
+            let header = conn.header(&session.guest, op::RW, 1);
+            assert!(session.guest.put_prepared(&header, &prepared), "one packet always fits");
+            session.guest.tx.publish_and_kick();
+            conn.sent = conn.sent.wrapping_add(1);
+            let expected = conn.received.wrapping_add(1);
+            // What was received is told with the next byte: no packets in between that would be measured.
+            while conn.received != expected {
+                while let Some(header) = session.guest.take_header() {
+                    conn.learn(&header);
+                }
+                if conn.received != expected && !session.wait() {
+                    return Outcome::Hangs;
+                }
+                session.guest.reclaim();
+            }
+            if clock.has_begun() {
+                times.push(start.elapsed());
+            }
+            session.guest.refill();
         }
-        if clock.has_begun() {
-            times.push(start.elapsed());
-        }
-        session.guest.refill();
-    }
-    Outcome::latency(times)
+        Outcome::latency(times)
+    })
 }
 
-/// Messages over many connections, one under way on each.
+/// Over many connections, one on its way on each.
 pub fn many(options: &Options, count: usize) -> io::Result<Outcome> {
     let listener = listen(options.vm())?;
     let mut session = Session::boot(options.vm(), 3776, Mode::Waiting)?;
@@ -74,7 +68,7 @@ pub fn many(options: &Options, count: usize) -> io::Result<Outcome> {
         // It ends with an error when the row does.
         let _ = echo_many(streams);
     });
-    let prepared = session.guest.lay_out(&[LEN, MESSAGE]);
+    let prepared = session.guest.lay_out(&[LEN, SIZE]);
     let clock = Clock::start(options.time);
     let mut waiting: Vec<usize> = (0..count).collect();
     let mut done = vec![0_u64; count];
@@ -83,11 +77,11 @@ pub fn many(options: &Options, count: usize) -> io::Result<Outcome> {
         session.guest.reclaim();
         let mut any = false;
         while let Some(&index) = waiting.last() {
-            let header = conns[index].header(&session.guest, op::RW, MESSAGE as u32);
+            let header = conns[index].header(&session.guest, op::RW, SIZE as u32);
             if !session.guest.put_prepared(&header, &prepared) {
                 break;
             }
-            conns[index].sent = conns[index].sent.wrapping_add(MESSAGE as u32);
+            conns[index].sent = conns[index].sent.wrapping_add(SIZE as u32);
             waiting.pop();
             any = true;
         }
@@ -99,7 +93,7 @@ pub fn many(options: &Options, count: usize) -> io::Result<Outcome> {
             let Some(&index) = by_port.get(&header.dst_port) else { continue };
             let before = conns[index].received;
             conns[index].learn(&header);
-            if conns[index].received / MESSAGE as u32 != before / MESSAGE as u32 {
+            if conns[index].received / SIZE as u32 != before / SIZE as u32 {
                 done[index] += 1;
                 waiting.push(index);
             }

@@ -1,11 +1,13 @@
 //! Job: the rows there are: their names, what each measures and in which unit.
 //! Before: the command line names some.
-//! After: `bulk`, `messages`, `seqpacket`, `connects`, `idle`, `stuck` and `vms` measure.
+//! After: `bulk`, `round_trips`, `connects`, `idle`, `stuck` and `vms` measure.
 //! Rules: a row is the same for every contender.
 
 use crate::Options;
+use crate::applications::BLOCK;
 use crate::report::Outcome;
-use crate::{bulk, connects, idle, messages, seqpacket, stuck, vms};
+use crate::{bulk, connects, idle, round_trips, stuck, vms};
+use vsock_driver::header::{SEQPACKET, STREAM};
 use vsock_driver::ring::Mode::{self, Polling, Waiting};
 
 /// How a guest cuts its packets.
@@ -29,22 +31,16 @@ pub enum Side {
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// Bulk from the guest to the host, in packets of a size.
-    FromGuest(usize, Cut, Mode),
-    /// Bulk from the host to the guest, into buffers of a size.
-    ToGuest(usize, Mode),
+    /// Bulk from the guest to the host through a type of socket, in packets of a size.
+    FromGuest(u16, usize, Cut, Mode),
+    /// Bulk from the host to the guest through a type of socket: into buffers of a size, by writes of another.
+    ToGuest(u16, usize, usize, Mode),
     /// Both at once.
     Both(Mode),
-    /// One byte there and back.
-    RoundTrip(Mode),
-    /// Messages of 64 bytes there and back over so many connections, which are streams.
-    Messages(usize),
-    /// Bulk from the guest to the host, through a message socket, in messages of a size.
-    SeqFromGuest(usize, Mode),
-    /// The same from the host to the guest.
-    SeqToGuest(usize, Mode),
-    /// A message of one byte there and back.
-    SeqRoundTrip(Mode),
+    /// One byte there and back through a type of socket.
+    RoundTrip(u16, Mode),
+    /// 64 bytes there and back over so many connections.
+    RoundTrips(usize),
     /// Connections by the guest, so many at once.
     GuestConnects(usize),
     /// Connections by the host, so many at once.
@@ -79,9 +75,8 @@ impl Row {
     pub fn unit(&self) -> &'static str {
         match self.what {
             What::FromGuest(..) | What::ToGuest(..) | What::Both(_) | What::Vms(_) => "MB/s",
-            What::SeqFromGuest(..) | What::SeqToGuest(..) => "MB/s",
-            What::RoundTrip(_) | What::SeqRoundTrip(_) => "us",
-            What::Messages(_) | What::GuestConnects(_) | What::HostConnects(_) => "1/s",
+            What::RoundTrip(..) => "us",
+            What::RoundTrips(_) | What::GuestConnects(_) | What::HostConnects(_) => "1/s",
             What::Idle(_) => "B",
             What::Beside(_) => "part",
             What::IdleGuests(_) => "KiB",
@@ -102,42 +97,47 @@ impl Row {
 
 /// All rows, in the order of the table.
 pub fn all() -> Vec<Row> {
+    use Cut::{OnePiece, Pages};
     let row = |name, title, what| Row { name, title, what };
     let small = 3776;
     vec![
-        row("g2h-64k", "guest to host, 64 KiB as Linux sends them", What::FromGuest(65_536, Cut::Pages, Waiting)),
-        row("g2h-64k-poll", "same, polling guest", What::FromGuest(65_536, Cut::Pages, Polling)),
-        row("g2h-64k-one", "guest to host, 64 KiB in one piece", What::FromGuest(65_536, Cut::OnePiece, Waiting)),
-        row("g2h-64k-one-poll", "same, polling guest", What::FromGuest(65_536, Cut::OnePiece, Polling)),
-        row("g2h-4k", "guest to host, 4 KiB", What::FromGuest(4096, Cut::OnePiece, Waiting)),
-        row("g2h-4k-poll", "same, polling guest", What::FromGuest(4096, Cut::OnePiece, Polling)),
-        row("g2h-256", "guest to host, 256 B", What::FromGuest(256, Cut::OnePiece, Waiting)),
-        row("g2h-256-poll", "same, polling guest", What::FromGuest(256, Cut::OnePiece, Polling)),
-        row("h2g", "host to guest, receive buffers of 3776 B", What::ToGuest(small, Waiting)),
-        row("h2g-poll", "same, polling guest", What::ToGuest(small, Polling)),
-        row("h2g-64k", "host to guest, receive buffers of 64 KiB", What::ToGuest(65_536 + 44, Waiting)),
+        row("g2h-64k", "guest to host, 64 KiB as Linux sends them", What::FromGuest(STREAM, 65_536, Pages, Waiting)),
+        row("g2h-64k-poll", "same, polling guest", What::FromGuest(STREAM, 65_536, Pages, Polling)),
+        row("g2h-64k-one", "guest to host, 64 KiB in one piece", What::FromGuest(STREAM, 65_536, OnePiece, Waiting)),
+        row("g2h-64k-one-poll", "same, polling guest", What::FromGuest(STREAM, 65_536, OnePiece, Polling)),
+        row("g2h-4k", "guest to host, 4 KiB", What::FromGuest(STREAM, 4096, OnePiece, Waiting)),
+        row("g2h-4k-poll", "same, polling guest", What::FromGuest(STREAM, 4096, OnePiece, Polling)),
+        row("g2h-256", "guest to host, 256 B", What::FromGuest(STREAM, 256, OnePiece, Waiting)),
+        row("g2h-256-poll", "same, polling guest", What::FromGuest(STREAM, 256, OnePiece, Polling)),
+        row("h2g", "host to guest, receive buffers of 3776 B", What::ToGuest(STREAM, small, BLOCK, Waiting)),
+        row("h2g-poll", "same, polling guest", What::ToGuest(STREAM, small, BLOCK, Polling)),
+        row("h2g-64k", "host to guest, receive buffers of 64 KiB", What::ToGuest(STREAM, 65_536 + 44, BLOCK, Waiting)),
         row("both", "both directions at once, 64 KiB, the sum", What::Both(Waiting)),
         row("both-poll", "same, polling guest", What::Both(Polling)),
-        row("rtt", "round trip of 1 byte", What::RoundTrip(Waiting)),
-        row("rtt-poll", "same, polling guest", What::RoundTrip(Polling)),
+        row("rtt", "round trip of 1 byte", What::RoundTrip(STREAM, Waiting)),
+        row("rtt-poll", "same, polling guest", What::RoundTrip(STREAM, Polling)),
         row("connect-guest", "connections by the guest, one at a time", What::GuestConnects(1)),
         row("connect-guest-16", "same, 16 at once", What::GuestConnects(16)),
         row("connect-host", "connections by the host, one at a time", What::HostConnects(1)),
         row("connect-host-4", "same, 4 at once", What::HostConnects(4)),
         row("connect-host-16", "same, 16 at once", What::HostConnects(16)),
-        row("messages-1", "64 B there and back, 1 connection", What::Messages(1)),
-        row("messages-16", "same, 16 connections", What::Messages(16)),
-        row("messages-256", "same, 256 connections", What::Messages(256)),
-        row("messages-1024", "same, 1024 connections", What::Messages(1024)),
-        row("messages-4096", "same, 4096 connections", What::Messages(4096)),
-        row("seq-g2h-64k", "message sockets, guest to host, 64 KiB", What::SeqFromGuest(65_536, Waiting)),
-        row("seq-g2h-64k-poll", "same, polling guest", What::SeqFromGuest(65_536, Polling)),
-        row("seq-g2h-256", "message sockets, guest to host, 256 B", What::SeqFromGuest(256, Waiting)),
-        row("seq-h2g-64k", "message sockets, host to guest, 64 KiB", What::SeqToGuest(65_536, Waiting)),
-        row("seq-h2g-64k-poll", "same, polling guest", What::SeqToGuest(65_536, Polling)),
-        row("seq-h2g-256", "message sockets, host to guest, 256 B", What::SeqToGuest(256, Waiting)),
-        row("seq-rtt", "message sockets, round trip of 1 byte", What::SeqRoundTrip(Waiting)),
-        row("seq-rtt-poll", "same, polling guest", What::SeqRoundTrip(Polling)),
+        row("messages-1", "64 B there and back, 1 connection", What::RoundTrips(1)),
+        row("messages-16", "same, 16 connections", What::RoundTrips(16)),
+        row("messages-256", "same, 256 connections", What::RoundTrips(256)),
+        row("messages-1024", "same, 1024 connections", What::RoundTrips(1024)),
+        row("messages-4096", "same, 4096 connections", What::RoundTrips(4096)),
+        row(
+            "seq-g2h-64k",
+            "message sockets, guest to host, 64 KiB",
+            What::FromGuest(SEQPACKET, 65_536, Pages, Waiting),
+        ),
+        row("seq-g2h-64k-poll", "same, polling guest", What::FromGuest(SEQPACKET, 65_536, Pages, Polling)),
+        row("seq-g2h-256", "message sockets, guest to host, 256 B", What::FromGuest(SEQPACKET, 256, OnePiece, Waiting)),
+        row("seq-h2g-64k", "message sockets, host to guest, 64 KiB", What::ToGuest(SEQPACKET, small, BLOCK, Waiting)),
+        row("seq-h2g-64k-poll", "same, polling guest", What::ToGuest(SEQPACKET, small, BLOCK, Polling)),
+        row("seq-h2g-256", "message sockets, host to guest, 256 B", What::ToGuest(SEQPACKET, small, 256, Waiting)),
+        row("seq-rtt", "message sockets, round trip of 1 byte", What::RoundTrip(SEQPACKET, Waiting)),
+        row("seq-rtt-poll", "same, polling guest", What::RoundTrip(SEQPACKET, Polling)),
         row("vms-1", "guest to host, 128 connections of 1 VM", What::Vms(1)),
         row("vms-16", "same, of 16 VMs in one daemon", What::Vms(16)),
         row("vms-128", "same, of 128 VMs in one daemon", What::Vms(128)),
@@ -160,14 +160,11 @@ pub fn find(name: &str) -> Option<Row> {
 /// Measures.
 pub fn run(what: What, options: &Options) -> Outcome {
     let result = match what {
-        What::FromGuest(size, cut, mode) => bulk::from_guest(options, size, cut, mode),
-        What::ToGuest(size, mode) => bulk::to_guest(options, size, mode),
+        What::FromGuest(kind, size, cut, mode) => bulk::from_guest(options, kind, size, cut, mode),
+        What::ToGuest(kind, buffer, size, mode) => bulk::to_guest(options, kind, buffer, size, mode),
         What::Both(mode) => bulk::both(options, mode),
-        What::RoundTrip(mode) => messages::round_trip(options, mode),
-        What::Messages(count) => messages::many(options, count),
-        What::SeqFromGuest(size, mode) => seqpacket::from_guest(options, size, mode),
-        What::SeqToGuest(size, mode) => seqpacket::to_guest(options, size, mode),
-        What::SeqRoundTrip(mode) => seqpacket::round_trip(options, mode),
+        What::RoundTrip(kind, mode) => round_trips::one(options, kind, mode),
+        What::RoundTrips(count) => round_trips::many(options, count),
         What::GuestConnects(parallel) => connects::by_guest(options, parallel),
         What::HostConnects(parallel) => connects::by_host(options, parallel),
         What::Idle(count) => idle::connections(options, count),

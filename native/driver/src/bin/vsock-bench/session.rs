@@ -3,8 +3,8 @@
 //! After: rows put packets and take them, one window of credit for each connection, as Linux does.
 //! Rules: payload is never touched. Whoever waits asks for a deadline.
 
-use crate::Vm;
-use crate::report::HANGS_AFTER;
+use crate::report::{HANGS_AFTER, Outcome};
+use crate::{Options, Vm};
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -97,23 +97,13 @@ impl Session {
         Ok(Self { guest: Guest::boot(front, setup)? })
     }
 
-    /// Whether the device has message sockets.
-    pub fn has_messages(&self) -> bool {
-        self.guest.front.features & feature::SEQPACKET != 0
-    }
-
     /// Opens a stream from the guest: both ends. `None` if that hangs.
     pub fn connect(&mut self, listener: &UnixListener, local: u32) -> io::Result<Option<(Conn, UnixStream)>> {
         self.connect_as(STREAM, listener, local)
     }
 
     /// Opens a connection of a type from the guest: both ends. `None` if that hangs.
-    pub fn connect_as(
-        &mut self,
-        kind: u16,
-        listener: &UnixListener,
-        local: u32,
-    ) -> io::Result<Option<(Conn, UnixStream)>> {
+    fn connect_as(&mut self, kind: u16, listener: &UnixListener, local: u32) -> io::Result<Option<(Conn, UnixStream)>> {
         let request = Header { type_: kind, ..self.guest.header(op::REQUEST, local, PORT) };
         self.guest.send(&request, &[]);
         let deadline = Deadline::after(HANGS_AFTER);
@@ -177,10 +167,29 @@ pub fn listen(vm: &Vm) -> io::Result<UnixListener> {
 }
 
 /// The same for message sockets, on which a read and a write are a message each.
-pub fn listen_for_messages(vm: &Vm) -> io::Result<UnixListener> {
+fn listen_for_messages(vm: &Vm) -> io::Result<UnixListener> {
     let path = host::listener_path(&vm.uds, PORT);
     let _ = std::fs::remove_file(&path);
     Ok(host::messages::listen(&path)?.into())
+}
+
+/// A guest with one connection of a type, on which `measure` measures. A device without message sockets has nothing to
+/// measure on them.
+pub fn with_connection(
+    options: &Options,
+    kind: u16,
+    rx: usize,
+    mode: Mode,
+    measure: impl FnOnce(&mut Session, &mut Conn, UnixStream) -> Outcome,
+) -> io::Result<Outcome> {
+    let vm = options.vm();
+    let listener = if kind == SEQPACKET { listen_for_messages(vm)? } else { listen(vm)? };
+    let mut session = Session::boot(vm, rx, mode)?;
+    if kind == SEQPACKET && session.guest.front.features & feature::SEQPACKET == 0 {
+        return Ok(Outcome::None);
+    }
+    let Some((mut conn, stream)) = session.connect_as(kind, &listener, 50_000)? else { return Ok(Outcome::Hangs) };
+    Ok(measure(&mut session, &mut conn, stream))
 }
 
 /// A time that is measured after a start that is not.
