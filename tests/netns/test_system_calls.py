@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from harness.waiting import wait_for
 from netns.serving import LIMIT, Lines, World
 from netns.tracing import AT, failing
 from netns.tracing import strace as strace
@@ -187,13 +188,6 @@ def scene(served: World) -> Iterator[Scene]:
         yield Scene(served, stack)
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, f"never came: {what}"
-        time.sleep(0.01)
-
-
 # What fails, and whom it concerns -----------------------------------------------------------------------------------
 
 WAITS = "waits"
@@ -263,7 +257,7 @@ def test_calls_that_fail_cost_newcomers_at_most_their_turn(scene: Scene, case: C
             with failing(thread, case.calls, error, scene.world.directory / f"trace-{error}") as failed:
                 newcomer = stack.enter_context(contextlib.closing(scene.kinds[case.who]()))
                 if case.fate == WAITS:
-                    wait_for(lambda failed=failed: case.names <= set(failed()), f"calls that fail with {error}")
+                    wait_for(lambda failed=failed: case.names <= set(failed()), f"calls that fail with {error}", LIMIT)
                     tried = len(failed())
                     time.sleep(0.3)  # an interval to measure, not a wait
                     assert len(failed()) - tried < 200, "the thread is busy with it"
@@ -280,7 +274,7 @@ def test_calls_that_fail_cost_newcomers_at_most_their_turn(scene: Scene, case: C
         scene.everybody_is_served()
         for client in scene.there.values():
             client.echo()
-        wait_for(lambda: scene.descriptors() <= before, "nothing that came is left")
+        wait_for(lambda: scene.descriptors() <= before, "nothing that came is left", LIMIT)
     assert scene.daemon.popen.poll() is None
     assert scene.daemon.end() == 0
     assert not [line for line in scene.daemon.rest() if "Traceback" in line or "started again" in line]

@@ -113,14 +113,6 @@ def daemon(start: Start) -> Process:
     return process
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, f"never came: {what}"
-        time.sleep(0.01)
-
-
 def connect(path: Path, send: bytes = b"") -> socket.socket:
     """A client of a UNIX socket that gives up after a while."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from harness.waiting import wait_for
 
-from .conftest import Process, connect, descriptors, read_to_end, wait_for
+from .conftest import Process, connect, descriptors, read_to_end
 
 
 def cpu_seconds(pid: int) -> float:

@@ -8,7 +8,9 @@ import socket
 import time
 from pathlib import Path
 
-from .conftest import LIMIT, ONE_VM, Start, ask, connect, descriptors, read_to_end, wait_for
+from harness.waiting import wait_for
+
+from .conftest import LIMIT, ONE_VM, Start, ask, connect, descriptors, read_to_end
 from .test_clients import cpu_seconds
 
 

@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+from harness.waiting import wait_for
 
-from .conftest import ONE_VM, Process, Start, ask, connect, descriptors, read_to_end, wait_for
+from .conftest import ONE_VM, Process, Start, ask, connect, descriptors, read_to_end
 
 
 def test_ready_is_said_once_and_then_both_sockets_listen(daemon: Process, short_dir: Path) -> None:

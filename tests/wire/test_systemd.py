@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness.waiting import wait_for
 
-from .conftest import LIMIT, ONE_VM, Start, connect, wait_for
+from .conftest import LIMIT, ONE_VM, Start, connect
 
 # Shells have no other way to make LISTEN_PID right: it is known after the fork, before the exec.
 _PASS = 'exec 3<&"$1"; shift; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=web; exec "$@"'
