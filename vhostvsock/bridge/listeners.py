@@ -82,14 +82,14 @@ class BridgeListener:
                     return
 
     def _heard(self, line: bytes) -> bool:
-        match line.split():
-            case [b"TAKEN"]:
-                self.waiting = max(0, self.waiting - 1)
-            case _:
-                try:
-                    backlog, buffer = parse_backlog(line)
-                except Refused:
-                    return False
-                self._backlog = min(backlog, MAX_BACKLOG)
-                self.buffer = self.buffer if buffer is None else buffer
+        if line.split() == [b"TAKEN"]:
+            self.waiting = max(0, self.waiting - 1)
+            return True
+        try:
+            backlog, buffer = parse_backlog(line)
+        except Refused:
+            return False
+        self._backlog = min(backlog, MAX_BACKLOG)
+        if buffer is not None:
+            self.buffer = buffer
         return True

@@ -10,6 +10,7 @@ import errno
 import os
 from dataclasses import dataclass
 
+from vhostvsock.ids import PORT_ANY
 from vhostvsock.registry.errors import Refused
 
 # "CONNECT 4294967295 4294967295 4294967295 buffer=4294967295 from=4294967295\n" is 75 bytes.
@@ -42,11 +43,11 @@ class Wish:
 
     timeout_ms: int = 0
     buffer: int = 0
-    source_port: int = ANY
+    source_port: int = PORT_ANY
 
     def words(self) -> list[str]:
-        """As they stand behind an address. Those with names are said where they are needed: old daemons know none."""
-        source = [f"from={self.source_port}"] if self.source_port != ANY else []
+        """As they stand behind an address; those with names only where they say something."""
+        source = [f"from={self.source_port}"] if self.source_port != PORT_ANY else []
         return [str(self.timeout_ms), *_buffer_words(self.buffer), *source]
 
 
@@ -117,7 +118,7 @@ def _no_request() -> Refused:
 def parse_wish(words: list[str]) -> Wish:
     """The reverse of `Wish.words`, in any order. Raises Refused(EPROTO)."""
     timeout_ms, named = _rest(words, "buffer", "from")
-    return Wish(timeout_ms or 0, named.get("buffer", 0), named.get("from", ANY))
+    return Wish(timeout_ms or 0, named.get("buffer", 0), named.get("from", PORT_ANY))
 
 
 def _rest(words: list[str], *names: str) -> tuple[int | None, dict[str, int]]:

@@ -26,7 +26,6 @@ from vhostvsock.bridge.listeners import BridgeListener
 from vhostvsock.bridge.places import peer_path
 from vhostvsock.bridge.privilege import may_bind_low_ports
 from vhostvsock.bridge.protocol import (
-    ANY,
     LINE_LIMIT,
     VERSION,
     Bind,
@@ -144,7 +143,7 @@ class Bridge:
         claim = self._registry.find_vm(netns, cid)
         way = self._route(netns, cid, claim, _KINDS[caller.connection.type]).check()
         # On the way up, ports are the kernel's.
-        if wish.source_port != ANY and way is not Way.PARENT:
+        if wish.source_port != PORT_ANY and way is not Way.PARENT:
             self._check_source(caller, netns, wish.source_port)
         match way:
             case Way.LOOPBACK:
@@ -186,7 +185,7 @@ class Bridge:
         if listener is None:
             raise Refused(errno.ECONNRESET, f"nobody listens on port {request.port}")
         source = request.wish.source_port
-        if source == ANY:
+        if source == PORT_ANY:
             source = random.randrange(LAST_PRIVILEGED_PORT + 1, PORT_ANY)
         # The client's own connection becomes the conversation; whoever hands it to the listener says OK on it.
         await self._offer(listener, caller, CID_LOCAL, source)

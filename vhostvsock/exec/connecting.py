@@ -14,7 +14,7 @@ import errno
 import select
 import socket
 
-from vhostvsock.bridge.protocol import ANY, Wish
+from vhostvsock.bridge.protocol import Wish
 from vhostvsock.exec import asking
 from vhostvsock.exec.address import Address
 from vhostvsock.exec.sockets import SocketTable, State, VsockSocket
@@ -39,10 +39,9 @@ class Attempt:
         sock = self._sock
         held = sock.held
         assert held is not None, "a socket that is not connected is held"
-        options = sock.options
-        source = ANY if sock.port is None else sock.local.port
+        # A socket that was not bound has any port.
+        wish = Wish(sock.options.timeout_ms, sock.options.buffer, sock.local.port)
         try:
-            wish = Wish(options.timeout_ms, options.buffer, source)
             port, asked, self.up = await asking.connect(held, self._address, wish)
         except OSError as error:
             sock.state, sock.attempt = State.UNCONNECTED, None

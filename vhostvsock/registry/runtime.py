@@ -78,6 +78,8 @@ def hint_for(number: int | None) -> str:
         return f"make the file system writable, or name another directory in {ENVIRONMENT}"
     if number in (errno.EMFILE, errno.ENFILE):
         return "raise the limit of open files"
+    if number in (errno.ENOMEM, errno.ENOBUFS):
+        return "free some memory, or raise its limit"
     if number in (errno.ENOENT, errno.ENOTDIR):
         return f"create the directory, or name another one in {ENVIRONMENT}"
     return f"check that file system, or name another directory in {ENVIRONMENT}"
