@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from conftest import lacking, tool
@@ -14,22 +13,22 @@ from exec.conftest import ANSWERS, CID, ECHO, MESSAGES, PRELUDE, Supervised
 from harness.daemon import port_is_bound
 from harness.waiting import wait_for
 from netns.conftest import spaces as spaces
-from netns.serving import LIMIT, world
+from netns.conftest import world_of as world_of
+from netns.serving import LIMIT, World
 
 
 @pytest.fixture
-def spread(seccomp: None, spaces: dict[str, str], short_dir: Path, program: str) -> Iterator[Supervised]:
+def spread(seccomp: None, spaces: dict[str, str], world_of: World) -> Iterator[Supervised]:
     """A daemon with a guest of CID 42 in a global and in a local namespace, both of which echo."""
-    with world(short_dir, program, spaces["registry"]) as made:
-        daemon = made.daemon({"a": CID, "b": CID})
-        guests = [made.guest(name, spaces[role], *ANSWERS) for name, role in (("a", "global0"), ("b", "local0"))]
-        assert [guest.next() for guest in guests] == [f"attached {CID}"] * 2
-        supervised = Supervised(made, daemon, guests[0])
-        supervised.local_guest = guests[1]
-        try:
-            yield supervised
-        finally:
-            supervised.close()
+    daemon = world_of.daemon({"a": CID, "b": CID})
+    guests = [world_of.guest(name, spaces[role], *ANSWERS) for name, role in (("a", "global0"), ("b", "local0"))]
+    assert [guest.next() for guest in guests] == [f"attached {CID}"] * 2
+    supervised = Supervised(world_of, daemon, guests[0])
+    supervised.local_guest = guests[1]
+    try:
+        yield supervised
+    finally:
+        supervised.close()
 
 
 REACH = f"""

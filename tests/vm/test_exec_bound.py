@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import shlex
 import sys
 
 import pytest
@@ -11,6 +11,7 @@ from harness.daemon import BACKEND, CID
 from harness.machine import Machine
 
 from .conftest import on_both_kernels
+from .programs import Place
 
 pytestmark = pytest.mark.skipif(BACKEND == "peer", reason="a test of vhostvsock's own command")
 
@@ -19,11 +20,9 @@ MIB = 1 << 20
 
 def _python(vm: Machine, code: str) -> list[str]:
     """The lines that a script writes."""
-    words = [sys.executable, "-m", "vhostvsock", "exec", "--", sys.executable, "-c", "import hashlib, socket\n" + code]
-    env = {**os.environ, "VHOSTVSOCK_RUNTIME_DIR": str(vm.cwd / "run")}
-    done = subprocess.run(words, cwd=vm.cwd, env=env, capture_output=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (0, b""), (done.returncode, done.stdout, done.stderr)
-    return done.stdout.decode().splitlines()
+    place = Place(vm.cwd, vm.cwd / "run", os.environ["PATH"])
+    script = shlex.join([sys.executable, "-c", "import hashlib, socket\n" + code])
+    return place.ok(script).decode().splitlines()
 
 
 @on_both_kernels
