@@ -40,7 +40,14 @@ def test_a_device_that_failed_comes_back_though_there_is_no_thread_for_a_while(s
 
 
 @pytest.mark.parametrize(
-    ("call", "error"), [("eventfd2", "ENFILE"), ("bind", "ENOSPC"), ("listen", "ENOBUFS"), (f"mkdir{AT}", "EROFS")]
+    ("call", "error"),
+    [
+        ("socketpair", "EMFILE"),
+        ("eventfd2", "ENFILE"),
+        ("bind", "ENOSPC"),
+        ("listen", "ENOBUFS"),
+        (f"mkdir{AT}", "EROFS"),
+    ],
 )
 def test_a_start_is_refused_with_a_reason_whichever_call_fails_and_leaves_nothing(
     short_dir: Path, call: str, error: str

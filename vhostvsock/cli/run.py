@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import dataclasses
 import os
+import sys
 
 from vhostvsock import config, log
 from vhostvsock.config import DaemonConfig
@@ -39,11 +40,13 @@ def main(args: argparse.Namespace) -> int:
     level = log.setup(args.verbose, args.log_format)
     raise_descriptor_limit()
     daemon = Daemon(wanted, level, activation.take(os.environ))
-    with asyncio.Runner() as runner:
-        try:
-            runner.get_loop()
-        except OSError as error:
-            raise VhostvsockError(f"cannot make an event loop: {error.strerror}", hint=hint_for(error.errno)) from error
+    runner = asyncio.Runner()
+    try:
+        runner.get_loop()
+    except OSError as error:
+        sys.unraisablehook = lambda _: None  # asyncio's half of a loop complains when it goes
+        raise VhostvsockError(f"cannot make an event loop: {error.strerror}", hint=hint_for(error.errno)) from error
+    with runner:
         names = [vm.name for vm in wanted.vms]
         runner.run(daemon.run(lambda line: log.announce(line, args.log_format, vms=names)))
     return 0
