@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from conftest import lacking
+from harness.daemon import port_is_bound
+from harness.waiting import wait_for
 from netns.serving import LIMIT, Lines, World, within
 from netns.serving import program as program
 from netns.serving import served as served
@@ -103,6 +105,10 @@ class Supervised:
 
     def script(self, code: str, namespace: str | None = None) -> Lines:
         return self.start(sys.executable, "-u", "-c", PRELUDE + code, namespace=namespace)
+
+    def until_bound(self, port: int) -> None:
+        """Until a program has this port. It listens a moment later, and long before another program has started."""
+        wait_for(lambda: port_is_bound(self.world.runtime_dir, port), f"somebody has port {port}", LIMIT)
 
     def close(self) -> None:
         for each in reversed(self._all):

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 import pytest
 from conftest import lacking, tool
 from exec.conftest import ANSWERS, CID, ECHO, MESSAGES, PRELUDE, Supervised
-from harness.daemon import port_is_bound
-from harness.waiting import wait_for
 from netns.conftest import spaces as spaces
 from netns.conftest import world_of as world_of
-from netns.serving import LIMIT, World
+from netns.serving import World
 
 
 @pytest.fixture
@@ -91,7 +89,7 @@ def test_nc_as_it_was_announced_stays_within_a_domain(
         return ["env", f"PATH={path_with_nc}", "bash", "-c", command]
 
     server = spread.start(*shell("nc --vsock -l 1234"), namespace=spaces[listener])
-    wait_for(lambda: port_is_bound(spread.world.runtime_dir, 1234), "nc listens", LIMIT)
+    spread.until_bound(1234)
     if not reached:
         done = spread.run(*shell("echo lost | nc --vsock 1 1234"), namespace=spaces[client])
         assert (done.returncode, done.stderr) == (1, b"Ncat: Connection reset by peer.\n")

@@ -7,13 +7,7 @@ import os
 
 from conftest import tool
 from exec.conftest import CID, ECHO, Supervised
-from harness.daemon import port_is_bound
-from harness.waiting import wait_for
 from netns.serving import LIMIT, Lines
-
-
-def until_it_listens(supervised: Supervised, port: int) -> None:
-    wait_for(lambda: port_is_bound(supervised.world.runtime_dir, port), f"somebody listens on {port}", LIMIT)
 
 
 def told(guest: Lines, line: str) -> str:
@@ -45,7 +39,7 @@ def test_ncat_into_a_guest(supervised: Supervised) -> None:
 
 def test_ncat_that_listens_for_a_guest(supervised: Supervised) -> None:
     server = supervised.start(tool("ncat"), "--vsock", "-l", "1235")
-    until_it_listens(supervised, 1235)
+    supervised.until_bound(1235)
     # It ends with what it hears, so that an answer may be lost on its side.
     assert told(supervised.guest, "connect 1235 hello").startswith("reply")
     assert server.wait("hello") == "hello"
@@ -65,7 +59,7 @@ def test_socat_in_both_roles(supervised: Supervised) -> None:
     data = os.urandom(300_000)
     assert supervised.ok(socat, "-t30", "-", f"VSOCK-CONNECT:{CID}:{ECHO}", data=data) == data
     supervised.start(socat, "VSOCK-LISTEN:1236,fork", "SYSTEM:sha256sum")
-    until_it_listens(supervised, 1236)
+    supervised.until_bound(1236)
     for _ in range(3):
         answer = supervised.ok(socat, "-t30", "-", "VSOCK-CONNECT:1:1236", data=data)
         assert answer.split()[0].decode() == hashlib.sha256(data).hexdigest()
@@ -80,7 +74,7 @@ def test_nbdkit_serves_a_disk(supervised: Supervised) -> None:
     image = supervised.world.directory / "disk"
     image.write_bytes(os.urandom(16 << 20))
     supervised.start(tool("nbdkit"), "--foreground", "--exit-with-parent", "--vsock", "--port", "10809", "file", "disk")
-    until_it_listens(supervised, 10809)
+    supervised.until_bound(10809)
     code = """
 sock = connected(2, 10809)
 def get(count):
