@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 from exec.conftest import PRELUDE, Supervised
+from netns.tracing import failing
+from netns.tracing import strace as strace
 
 
 def test_an_af_vsock_socket_is_a_unix_socket_to_the_kernel(seccomp: None, supervised: Supervised) -> None:
@@ -248,3 +251,19 @@ print(error(os.open, "/dev/vsock-not", os.O_RDONLY), error(fcntl.ioctl, os.memfd
     done = supervised.run(sys.executable, "-c", PRELUDE + code, options=["--dev-vsock"])
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode().splitlines() == ["{2}", "[False, True] EPERM", "ENOTTY", "ENOENT ENOTTY"]
+
+
+@pytest.mark.usefixtures("strace")
+def test_a_connect_for_which_there_is_no_thread_fails_and_may_be_tried_again(supervised: Supervised) -> None:
+    program = supervised.script("""
+waits, polls = new(), new(); polls.setblocking(False); print("ready")
+for _ in sys.stdin:
+    print(error(waits.connect, (42, 1234)), errno.errorcode[polls.connect_ex((42, 1234))], end=" ")
+    print(select.select([], [polls], [], 10)[1] == [polls], so_error(polls))
+""")
+    program.wait("ready")
+    with failing(program.popen.pid, "clone3", "EAGAIN", supervised.world.directory / "trace"):
+        program.tell("")
+        assert program.next() == "EAGAIN EINPROGRESS True 11"
+    program.tell("")
+    assert program.next() == "None EINPROGRESS True 0"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -49,7 +50,10 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
             loop.call_soon_threadsafe(settle, *outcome)
 
     async with _free:
-        threading.Thread(target=body, name="asking", daemon=True).start()
+        try:
+            threading.Thread(target=body, name="asking", daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, "no thread can be started") from error
         return await future
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import struct
@@ -37,6 +38,8 @@ from vhostvsock.registry.rules import LAST_PRIVILEGED_PORT
 _TYPE_MASK = 0xF
 _TYPE_FLAGS = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 _TYPES = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+
+_log = logging.getLogger("vhostvsock.exec")
 
 _Handler = Callable[[Call, VsockSocket], Awaitable[int | None]]
 
@@ -117,6 +120,10 @@ class Calls:
                 sock.unheard = None if heard or result < 0 else call.name
         except OSError as error:
             call.answer(-(error.errno or errno.EIO))
+        except Exception:
+            # A fault of ours: the program must not wait for ever.
+            _log.exception("%s of thread %d", call.name, call.thread.tid)
+            call.answer(-errno.EIO)
 
     @contextlib.contextmanager
     def _taken(self, call: Call, sock: VsockSocket) -> Iterator[socket.socket]:
