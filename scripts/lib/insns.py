@@ -38,7 +38,7 @@ PARTS = (
     ("guest memory", r"/native/src/virtio/"),
     ("mux", r"/native/src/(mux/|slab|ids|timers)"),
     ("headers", r"/native/src/packet/"),
-    ("sockets", r"/native/src/(host/|device/(hosts|clients|visibility)\.rs)"),
+    ("sockets", r"/native/src/(host/|device/(hosts|clients|reaching|visibility)\.rs)"),
     ("packets in and out", r"/native/src/device/(from_guest|(to_guest/)?messages|to_guest)\.rs$"),
     ("event loop", r"/native/src/(device/|stats)"),
     ("system calls, this side", r"/rustix-|/sysdeps/unix/|syscall|/libc\.so"),

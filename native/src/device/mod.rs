@@ -15,6 +15,7 @@ mod nudge;
 mod plane;
 mod poller;
 mod polling;
+mod reaching;
 mod to_guest;
 mod visibility;
 

@@ -1,5 +1,6 @@
 //! Job: the host's ends: what the device does when sockets of host applications have news, written out without sockets.
-//! Rules: the order of calls of the mux is that of `device/hosts.rs`, `device/messages.rs` and `device/clients.rs`.
+//! Rules: the order of calls of the mux is that of `device/hosts.rs`, `device/messages.rs`, `device/clients.rs` and
+//! `device/reaching.rs`.
 
 use super::pair::{Host, Pair};
 use super::step::message_length;
