@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import signal
+import subprocess
 import sys
 
 import pytest
+from conftest import lacking, tool
 from exec.conftest import PRELUDE, Supervised
 from netns.serving import LIMIT
 
@@ -59,6 +61,37 @@ print("ready", flush=True); connected(42, 1234).recv(1)
         program.popen.send_signal(number)
         program.wait("heard")
         assert program.popen.wait(LIMIT) == 5
+
+
+STRANGER = """
+import os, signal, subprocess, sys
+script = "sleep 1000 >&- 2>&- & echo $$ $!"
+words = [sys.executable, "-m", "vhostvsock", "exec", "--", "sh", "-c", script]
+command = subprocess.Popen(words, stdout=subprocess.PIPE)
+program, left = map(int, command.stdout.readline().split())
+while os.path.exists(f"/proc/{program}"): pass
+with open("/proc/sys/kernel/ns_last_pid", "w") as last: last.write(str(program - 1))
+stranger = os.fork()
+if stranger == 0: signal.pause()
+print(stranger == program)
+command.send_signal(signal.SIGTERM); os.kill(left, signal.SIGKILL); command.wait()
+print(os.waitpid(stranger, os.WNOHANG))
+"""
+
+
+def test_a_signal_to_the_command_does_not_go_to_a_stranger_with_the_programs_number(supervised: Supervised) -> None:
+    if os.geteuid() != 0:
+        lacking("root, for a namespace of numbers")
+    unshare = [tool("unshare"), "--pid", "--fork", "--mount-proc", "--kill-child"]
+    world = supervised.world
+    done = subprocess.run(
+        [*unshare, sys.executable, "-c", STRANGER],
+        cwd=world.directory,
+        env=world.env,
+        capture_output=True,
+        timeout=LIMIT,
+    )
+    assert done.stdout == b"True\n(0, 0)\n", done.stderr
 
 
 def test_closing_means_closing(supervised: Supervised) -> None:

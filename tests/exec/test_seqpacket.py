@@ -118,3 +118,13 @@ accepted.send(b"three"); client.setblocking(True); print(client.recv(2), error(c
         "b'one' 3000",
         "b'th' EAGAIN",
     ]
+
+
+def test_a_connect_in_progress_takes_no_message_however_small_the_send_buffer(supervised: Supervised) -> None:
+    supervised.guest.popen.send_signal(signal.SIGSTOP)
+    code = """
+for size in 1, 5000, 20000, 1 << 20:
+    sock = new(SEQ); plain(sock).setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size); sock.setblocking(False)
+    print(error(sock.connect, (42, 1236)), select.select([], [sock], [], 0)[1], error(sock.send, b"x"))
+"""
+    assert supervised.python(code) == ["EINPROGRESS [] EAGAIN"] * 4

@@ -150,3 +150,37 @@ for _ in range(200):
 print(stale)
 """
     assert supervised.python(code) == ["0"]
+
+
+def test_a_call_that_a_signal_interrupts_succeeds_when_it_is_made_again(supervised: Supervised) -> None:
+    # The alarm comes once in each call, ever later, and so also in the moment in which the call's work ends.
+    code = """
+signal.signal(signal.SIGALRM, lambda *_: None); signal.siginterrupt(signal.SIGALRM, False)
+def alarmed(function, *args):
+    signal.setitimer(signal.ITIMER_REAL, next(delays)); said.add((function.__name__, error(function, *args)))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+delays, said = (0.0002 + number % 40 * 0.0001 for number in range(10 ** 9)), set()
+for number in range(400):
+    server, client, late = new(), new(), new()
+    alarmed(server.bind, (ANY, 5000 + number)); server.listen()
+    alarmed(client.connect, (1, 5000 + number))
+    late.setblocking(False)
+    signal.setitimer(signal.ITIMER_REAL, next(delays)); said.add(("late", errno.errorcode[late.connect_ex((42, 1234))]))
+    select.select([], [late], []); said.add(("decided", so_error(late)))
+    for sock in server, client, late: sock.close()
+print(*sorted(said, key=str))
+"""
+    assert supervised.python(code) == ["('bind', None) ('connect', None) ('decided', 0) ('late', 'EINPROGRESS')"]
+
+
+def test_guests_that_do_not_answer_hold_up_no_other_call(supervised: Supervised) -> None:
+    supervised.guest.popen.send_signal(signal.SIGSTOP)
+    code = """
+waiting = []
+for _ in range(100):
+    sock = new(); plain(sock).setsockopt(VSOCK, 6, struct.pack("=qq", 15, 0)); sock.setblocking(False)
+    sock.connect_ex((42, 1234)); waiting.append(sock)
+server = listening(5000); client = connected(1, 5000)
+print(server.accept()[1][0], select.select([], waiting, [], 0)[1])
+"""
+    assert supervised.python(code) == ["1 []"]

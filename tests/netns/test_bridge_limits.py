@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
 
+import pytest
 from netns.serving import LIMIT, World
 
 ECHO = 1234
@@ -81,3 +83,15 @@ def test_a_vm_of_a_daemon_that_hangs_times_out_and_of_one_that_died_is_not_there
     first.popen.send_signal(signal.SIGKILL)
     first.popen.wait(LIMIT)
     assert served.connect(42, ECHO) == "ENODEV"
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_RAW])
+def test_a_descriptor_that_can_be_no_connection_is_refused(served: World, kind: socket.SocketKind) -> None:
+    served.daemon({"a": 42})
+    (bridge,) = served.runtime_dir.glob("bridge/*.sock")
+    family = socket.AF_NETLINK if kind == socket.SOCK_RAW else socket.AF_UNIX
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(family, kind) as wrong:
+        sock.settimeout(LIMIT)
+        sock.connect(str(bridge))
+        socket.send_fds(sock, [b"CONNECT 42 1\n"], [wrong.fileno()])
+        assert sock.recv(100).startswith(b"ERR EPROTO ")

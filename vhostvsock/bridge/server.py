@@ -140,8 +140,11 @@ class Bridge:
 
     async def _connect(self, caller: Caller, netns: NetnsId, request: Connect) -> None:
         cid, port, wish = request.cid, request.port, request.wish
+        kind = _KINDS.get(caller.connection.type)
+        if kind is None:
+            raise Refused(errno.EPROTO, "a connection takes a socket for streams or for messages")
         claim = self._registry.find_vm(netns, cid)
-        way = self._route(netns, cid, claim, _KINDS[caller.connection.type]).check()
+        way = self._route(netns, cid, claim, kind).check()
         # On the way up, ports are the kernel's.
         if wish.source_port != PORT_ANY and way is not Way.PARENT:
             self._check_source(caller, netns, wish.source_port)

@@ -22,14 +22,14 @@ from vhostvsock.exec.address import Address
 
 # A daemon answers a little later than the guest, and one that hangs does not.
 _SLACK_SECONDS = 3.0
-# Guests that do not answer keep a thread each, for as long as connect(2) waits.
-_THREADS = 64
+# Guests that do not answer keep a thread each, for as long as connect(2) waits. No other call has to wait for these.
+_CONNECTING = 512
 
 # The program's port, the socket on which the bridge said so, and another one where that is the connection.
 Connected = tuple[int, socket.socket, socket.socket | None]
 
 _T = TypeVar("_T")
-_free = asyncio.Semaphore(_THREADS)
+_free = asyncio.Semaphore(_CONNECTING)
 
 
 async def _in_thread(work: Callable[[], _T]) -> _T:
@@ -49,18 +49,18 @@ async def _in_thread(work: Callable[[], _T]) -> _T:
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, *outcome)
 
-    async with _free:
-        try:
-            threading.Thread(target=body, name="asking", daemon=True).start()
-        except RuntimeError as error:
-            raise OSError(errno.EAGAIN, "no thread can be started") from error
-        return await future
+    try:
+        threading.Thread(target=body, name="asking", daemon=True).start()
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, "no thread can be started") from error
+    return await future
 
 
 async def connect(connection: socket.socket, address: Address, wish: Wish) -> Connected:
     """Have `connection` connected. Raises OSError."""
     with connection.dup() as theirs:
-        return await _in_thread(lambda: _connect(theirs, address, wish))
+        async with _free:
+            return await _in_thread(lambda: _connect(theirs, address, wish))
 
 
 def _connect(connection: socket.socket, address: Address, wish: Wish) -> Connected:

@@ -29,7 +29,7 @@ from vhostvsock.exec.dev_vsock import DevVsock
 from vhostvsock.exec.filtering import OPENS, SO_ACCEPTCONN, SO_DOMAIN
 from vhostvsock.exec.listening import BoundPort
 from vhostvsock.exec.pairs import PairMaker
-from vhostvsock.exec.sockets import SocketTable, State, VsockSocket
+from vhostvsock.exec.sockets import SocketTable, State, Unheard, VsockSocket
 from vhostvsock.ids import CID_HOST, CID_LOCAL
 from vhostvsock.log import warn
 from vhostvsock.registry.errors import NetnsError
@@ -114,16 +114,16 @@ class Calls:
 
     async def _later(self, call: Call, sock: VsockSocket, work: _Handler) -> None:
         try:
-            result = 0 if sock.unheard == call.name else await work(call, sock)
-            if result is not None:
-                heard = call.answer(result)
-                sock.unheard = None if heard or result < 0 else call.name
+            unheard = sock.unheard
+            result = unheard.result if unheard is not None and unheard.name == call.name else await work(call, sock)
         except OSError as error:
-            call.answer(-(error.errno or errno.EIO))
+            result = -(error.errno or errno.EIO)
         except Exception:
             # A fault of ours: the program must not wait for ever.
             _log.exception("%s of thread %d", call.name, call.thread.tid)
-            call.answer(-errno.EIO)
+            result = -errno.EIO
+        if result is not None and call.answer(result):
+            sock.heard(call.name)
 
     @contextlib.contextmanager
     def _taken(self, call: Call, sock: VsockSocket) -> Iterator[socket.socket]:
@@ -211,7 +211,8 @@ class Calls:
                     attempt = Attempt(self.sockets, sock, address)
         if not blocking:
             attempt.tell_later()
-            raise _error(errno.EINPROGRESS)
+            sock.unheard = Unheard("connect", -errno.EINPROGRESS)
+            return sock.unheard.result
         result = await asyncio.shield(attempt.result)
         if attempt.up is not None:
             with attempt.up:
@@ -247,7 +248,7 @@ class Calls:
             if held.fileno() < 0:
                 await port.close()  # the socket was closed meanwhile
                 raise _error(errno.EBADF)
-            sock.port, sock.local = port, local
+            sock.port, sock.local, sock.unheard = port, local, Unheard("bind", 0)
         finally:
             sock.binding = None
 
@@ -346,7 +347,11 @@ class Calls:
             if sock.error == 0:
                 call.go_on()
                 return None
-            arguments.write_option(call, struct.pack("=i", sock.take_error()))
+            arguments.write_option(call, struct.pack("=i", sock.error))
+            # It is told once. One that a signal kept from the program is told when that asks again.
+            if call.answer(0):
+                sock.error = 0
+            return None
         return 0
 
     async def _setsockopt(self, call: Call, sock: VsockSocket) -> int:

@@ -17,7 +17,7 @@ import socket
 from vhostvsock.bridge.protocol import Wish
 from vhostvsock.exec import asking
 from vhostvsock.exec.address import Address
-from vhostvsock.exec.sockets import SocketTable, State, VsockSocket
+from vhostvsock.exec.sockets import SocketTable, State, Unheard, VsockSocket
 
 # Of SOCK_SEQPACKET each piece is a message, which whoever takes it out has to receive whole.
 _FILLER = bytes(16384)
@@ -33,12 +33,20 @@ class Attempt:
         # The connection where it is another socket: to the hypervisor above.
         self.up: socket.socket | None = None
         sock.state, sock.attempt = State.CONNECTING, self
+        self._waits = True
         self.result = asyncio.create_task(self._run())
 
     async def _run(self) -> int:
+        result = await self._decide()
+        if self._waits and self.up is None:
+            self._sock.unheard = Unheard("connect", -result)
+        return result
+
+    async def _decide(self) -> int:
         sock = self._sock
         held = sock.held
-        assert held is not None, "a socket that is not connected is held"
+        if held is None:
+            return errno.EBADF  # the program closed it at once
         # A socket that was not bound has any port.
         wish = Wish(sock.options.timeout_ms, sock.options.buffer, sock.local.port)
         try:
@@ -58,6 +66,7 @@ class Attempt:
 
     def tell_later(self) -> None:
         """The program does not wait: what becomes of it is told by its socket, and by SO_ERROR."""
+        self._waits = False
         self.result.add_done_callback(self._told)
 
     def _told(self, result: asyncio.Future[int]) -> None:
@@ -74,9 +83,15 @@ class Attempt:
 
 def fill(program_end: socket.socket) -> None:
     """Have the program's socket poll as not writable, and take nothing of the program."""
-    with contextlib.suppress(OSError):
-        while True:
-            program_end.send(_FILLER, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    piece = _FILLER
+    with contextlib.suppress(BlockingIOError):
+        while piece:
+            try:
+                program_end.send(piece, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:
+                    raise
+                piece = piece[: len(piece) // 2]  # no message is longer than the send buffer
 
 
 def is_writable(program_end: socket.socket) -> bool:

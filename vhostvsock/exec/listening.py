@@ -107,7 +107,8 @@ class BoundPort:
             await waiter
         except asyncio.CancelledError:
             if waiter.cancelled():
-                self._waiters.remove(waiter)
+                with contextlib.suppress(ValueError):  # a connection that came meanwhile passed it over
+                    self._waiters.remove(waiter)
             else:
                 self._wake()
             raise

@@ -57,9 +57,14 @@ class Thread:
         """A socket of ours that is the same as the program's. To be closed soon."""
         pidfd = kernel.open_thread(self.tid, self.process())
         try:
-            return socket.socket(fileno=kernel.take_fd(pidfd, number))
+            taken = kernel.take_fd(pidfd, number)
         finally:
             os.close(pidfd)
+        try:
+            return socket.socket(fileno=taken)
+        except OSError:  # another thread of the program put something else there
+            os.close(taken)
+            raise
 
     def close_on_exec(self, number: int) -> bool:
         """Whether the program closes this descriptor at execve(2)."""

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vhostvsock.exec.address import NOTHING, Address
 from vhostvsock.exec.options import Options
@@ -44,6 +44,16 @@ class State(Enum):
     LISTENING = auto()
 
 
+class Unheard(NamedTuple):
+    """What a call did to its socket, until the program has been answered.
+
+    A signal may interrupt the call before. It is made again then, and must not find fault with its own work.
+    """
+
+    name: str
+    result: int
+
+
 @dataclass(eq=False, slots=True)
 class VsockSocket:
     """One socket. `held` is its other end, as long as it is ours."""
@@ -55,18 +65,17 @@ class VsockSocket:
     peer: Address = NOTHING
     options: Options = field(default_factory=Options)
     error: int = 0
-    # A call that succeeded after a signal had interrupted it: made again, it has the same success.
-    unheard: str | None = None
+    unheard: Unheard | None = None
     attempt: Attempt | None = None
     port: BoundPort | None = None
     binding: asyncio.Task[None] | None = None
     inode: int = 0
     cookie: bytes = b""
 
-    def take_error(self) -> int:
-        """What SO_ERROR tells, once."""
-        error, self.error = self.error, 0
-        return error
+    def heard(self, name: str | None) -> None:
+        """The program knows the result of this call."""
+        if self.unheard is not None and self.unheard.name == name:
+            self.unheard = None
 
 
 class SocketTable:
@@ -96,7 +105,7 @@ class SocketTable:
             self._held[made.held.fileno()] = made
             # Hanging up is always told, and nothing else.
             self._ends.register(made.held, 0)
-        elif len(self._by_inode) > self._collect_at:
+        if len(self._by_inode) > self._collect_at:
             self._collect()
 
     def find(self, inode: int | None) -> VsockSocket | None:

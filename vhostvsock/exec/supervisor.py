@@ -3,6 +3,7 @@
 Before: cli/exec.py. After: calls.py; at the end, the program's exit code.
 Rules:  - it ends when the last process that the program started has ended.
         - a fault in the answer to one call fails that call, and nothing else.
+        - a program that was buried is sent nothing: its number may be a stranger's by then.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class _Supervisor:
         self._program = program
         self._architecture = filtering.here()
         self._calls = Calls()
+        self._program_lives = True
         self._ended = asyncio.Event()
         self._code = 0
 
@@ -104,7 +106,7 @@ class _Supervisor:
     def _signal(self, number: int, code: int) -> None:
         if number == signal.SIGCHLD:
             self._bury()
-        elif code != _SI_KERNEL:
+        elif code != _SI_KERNEL and self._program_lives:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._program.pid, number)
 
@@ -118,5 +120,6 @@ class _Supervisor:
                 if pid == self._program.pid:
                     code = os.waitstatus_to_exitcode(status)
                     self._code = 128 - code if code < 0 else code
+                    self._program_lives = False
         except ChildProcessError:
             self._ended.set()
