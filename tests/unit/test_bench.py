@@ -24,9 +24,11 @@ from scripts.lib.bench.rows import Row, parse
 BULK, TRIP = Row("g2h-4k", "MB/s", "guest to host, 4 KiB"), Row("rtt", "us", "round trip")
 
 
-def measured(rows: dict[Row, dict[str, list[dict[str, Any]]]], contenders: str = "ours peer limit") -> Measurement:
+def measured(
+    rows: dict[Row, dict[str, list[dict[str, Any]]]], contenders: str = "ours peer limit", also: str | None = None
+) -> Measurement:
     """A measurement with these results."""
-    made = Measurement("a machine", "peer 1.0", 3, 0.3, False, 0, contenders.split(), list(rows))
+    made = Measurement("a machine", "peer 1.0", 3, 0.3, False, also, contenders.split(), list(rows))
     for row, cells in rows.items():
         for contender, found in cells.items():
             made.cells[row.name][contender] = Cell(found)
@@ -92,6 +94,13 @@ def test_the_table_has_the_ratios_to_peer_and_limit() -> None:
     head, _, line = tables.main_table(made).split("\n")
     assert head == "| row |  | vhostvsock | vhost-device-vsock | x peer | limit | of limit |"
     assert line == "| guest to host, 4 KiB (`g2h-4k`) | MB/s | 400 | 100 | 4.00 | 500 | 0.80 |"
+
+
+def test_a_second_setting_of_ours_is_named_beside_both_of_its_figures() -> None:
+    cells = {"ours": values(400), "also": values(300), "peer": values(100)}
+    head, _, line = tables.main_table(measured({BULK: cells}, "ours also peer", "poll_us=0")).split("\n")
+    ours = "| row |  | vhostvsock | with --poll-us 0 | vhost-device-vsock | x peer | with --poll-us 0, x peer |"
+    assert (head, line) == (ours, "| guest to host, 4 KiB (`g2h-4k`) | MB/s | 400 | 300 | 100 | 4.00 | 3.00 |")
 
 
 def test_the_second_table_has_what_was_measured_beside() -> None:

@@ -61,7 +61,7 @@ def main_table(measurement: Measurement) -> str:
     for name, label in others:
         head += [named[name], label]
         if name == "peer" and "also" in ours:
-            head.append(f"{named['polling']}, {label}")
+            head.append(f"{named['also']}, {label}")
 
     def line(row: Row) -> list[str]:
         words = [f"{row.title} (`{row.name}`)", row.unit]
