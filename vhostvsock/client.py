@@ -106,10 +106,13 @@ def _number(value: int, what: str) -> int:
     return value
 
 
-def list_vms(runtime_dir: str | None = None, *, silent: list[str] | None = None) -> list[dict[str, Any]]:
+def list_vms(
+    runtime_dir: str | None = None, *, silent: list[str] | None = None, counters: bool = False
+) -> list[dict[str, Any]]:
     """The VMs that can be seen from here, of all daemons: name, cid, netns (cookie), mode, state, connections, pid.
 
-    `silent` gets the bridge sockets of daemons that live and did not answer.
+    With `counters`, also counters: what the VM's device has counted, by name (docs/counters.md). `silent` gets the
+    bridge sockets of daemons that live and did not answer.
     """
     groups = finding.groups(runtime_dir)
     rows: list[dict[str, Any]] = []
@@ -120,7 +123,7 @@ def list_vms(runtime_dir: str | None = None, *, silent: list[str] | None = None)
             try:
                 deadline.apply(sock)
                 sock.connect(path)
-                data = _listed(sock, deadline)
+                data = _listed(sock, counters, deadline)
             except TimeoutError:
                 if silent is not None:
                     silent.append(path)
@@ -139,9 +142,9 @@ def list_vms(runtime_dir: str | None = None, *, silent: list[str] | None = None)
     return rows
 
 
-def _listed(sock: socket.socket, deadline: Deadline) -> bytes:
+def _listed(sock: socket.socket, counters: bool, deadline: Deadline) -> bytes:
     """All that is answered to LIST."""
-    sock.sendall(protocol.request_line(protocol.List()), socket.MSG_NOSIGNAL)
+    sock.sendall(protocol.request_line(protocol.List(counters)), socket.MSG_NOSIGNAL)
     data = b""
     while True:
         deadline.apply(sock)

@@ -250,17 +250,20 @@ class ServedVm:
         """Answer what the guest asked for; the device owns the socket then. Refused without a device."""
         self._living().answer(token, sock, buffer=buffer)
 
-    def row(self, viewer: NetnsId, mode: Mode) -> dict[str, Any] | None:
+    def row(self, viewer: NetnsId, mode: Mode, *, counters: bool = False) -> dict[str, Any] | None:
         """What `vhostvsock ls` shows a viewer; None where it may not see the VM.
 
-        A VM whose device failed is shown as it was, with the reason, until its QEMU comes again.
+        A VM whose device failed is shown as it was, with the reason, until its QEMU comes again. With `counters` also
+        what its device has counted since it was made, by name: nothing while it has none.
         """
         claim, reason = self._failed or (self.claim, None)
         if claim is None or not may_reach(viewer, mode, claim.netns, claim.mode):
             return None
+        stats = {} if self._device is None else self._device.stats()
+        counted = {"counters": stats} if counters else {}
         if reason is not None:
-            return claim.row(0) | {"state": "failed", "reason": reason}
-        return claim.row(0 if self._device is None else self._device.stats()["connections"])
+            return claim.row(0) | {"state": "failed", "reason": reason} | counted
+        return claim.row(stats.get("connections", 0)) | counted
 
     async def revive(self, engine: Engine) -> None:
         """Make the device again whenever it failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 
@@ -110,6 +111,33 @@ def test_ls_calls_the_namespaces_by_their_names(world_of: World, spaces: dict[st
     expected = [["a", "42", spaces["global0"], "global"], ["b", "43", spaces["global1"], "global"]]
     assert told() == expected
     assert told("--all") == [*expected, ["c", "42", spaces["local0"], "local"]]
+
+
+def test_ls_shows_what_each_device_has_counted(served: World, spaces: dict[str, str]) -> None:
+    command = Command(spaces["registry"])
+    served.daemon({"a": 42, "b": 43})
+    for name in ("a", "b"):
+        assert served.guest(name, None, ECHO).next().startswith("attached ")
+    assert served.connect(42, ECHO) == "hello"
+    assert served.connect(42, ECHO + 1) == "ECONNRESET"
+    with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionResetError):
+        client.connect(str(served.directory / "a.v"))
+        client.sendall(b"nonsense\n")
+        client.recv(1)
+
+    head, *lines = command.ok("ls", "--counters").splitlines()
+    assert head.split() == ["NAME", "CID", "NETNS", "COUNTER", "VALUE"]
+    shown = {(name, counter): int(value) for name, _, _, counter, value in map(str.split, lines)}
+    expected = {"host_requests": 2, "established": 1, "refused_by_guest": 1, "handshake_bad": 1, "attached": 1}
+    assert {counter: shown.get(("a", counter)) for counter in expected} == expected
+    assert shown["b", "attached"] == 1
+    assert ("b", "host_requests") not in shown
+
+    first, second = json.loads(command.ok("ls", "--counters", "--json"))
+    assert (first["name"], first["counters"]["handshake_bad"]) == ("a", 1)
+    assert (second["name"], second["counters"]["handshake_bad"]) == ("b", 0)
+    assert all("counters" not in row for row in json.loads(command.ok("ls", "--json")))
+    assert command.run("ls", "--all", "--counters").returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,15 @@ def test_every_test_that_the_threat_model_names_exists() -> None:
     assert sorted(named - known_tests()) == []
 
 
+def test_the_docs_explain_every_counter_as_the_code_does() -> None:
+    listed = re.search(r"^counters! \{\n(.*)^\}", (ROOT / "native/src/stats.rs").read_text(), re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    code = {(name, meaning) for meaning, name in re.findall(r"/// (.*)\.\n    (\w+),", listed[1])}
+    assert len(code) == listed[1].count(",\n")
+    page = re.findall(r"^\| `(\w+)` \| (.*) \|$", (ROOT / "docs/counters.md").read_text(), re.MULTILINE)
+    assert sorted(page) == sorted(code)
+
+
 def test_shell_scripts_parse() -> None:
     for path in ("scripts/test", "scripts/lib/setup.sh", ".ci/run"):
         subprocess.run(["bash", "-n", path], cwd=ROOT, check=True)

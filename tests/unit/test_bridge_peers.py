@@ -153,7 +153,7 @@ def test_a_timeout_on_the_way_is_told_to_the_client() -> None:
 
 def test_a_long_list_comes_whole_to_a_client_that_takes_its_time() -> None:
     row: dict[str, Any] = {"name": "x" * 1000}
-    vms = [SimpleNamespace(row=lambda *_: row)] * 2000
+    vms = [SimpleNamespace(row=lambda *_, **__: row)] * 2000
     head, *rows = served(bridge(lambda *_: None, list(vms)), b"LIST\n", everything).splitlines()
     assert head == b"OK 2000"
     assert [json.loads(line) for line in rows] == [row] * 2000

@@ -17,10 +17,10 @@ REQUESTS = st.one_of(
     st.builds(protocol.Connect, NUMBERS, NUMBERS, WISHES),
     st.builds(protocol.Listen, NUMBERS, NUMBERS, NUMBERS, NUMBERS),
     st.builds(protocol.Bind, NUMBERS, NUMBERS),
-    st.just(protocol.List()),
+    st.builds(protocol.List, st.booleans()),
 )
 # Words of the protocol in any order, and numbers that are none.
-VERBS = ["CONNECT", "listen", "LIST", "VERSION", "BACKLOG", "bind"]
+VERBS = ["CONNECT", "listen", "LIST", "VERSION", "BACKLOG", "bind", "counters"]
 UNNAMED = ["*", "0", "-1", "+1", "4294967295", "4294967296", "1_0", "9" * 30]
 NAMED = ["buffer=0", "buffer=4096", "buffer=1=2", "from=5", "from=4294967295", "from=", "="]
 WORDS = st.lists(

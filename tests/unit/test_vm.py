@@ -90,6 +90,8 @@ def test_a_vm_whose_device_failed_is_shown_with_the_reason_to_those_who_saw_it_b
         row = vm.row(here, Mode.LOCAL)
         assert row is not None
         assert (row["state"], row["reason"], row["cid"], row["connections"]) == ("failed", "a panic", 77, 0)
+        assert "counters" not in row
+        assert (vm.row(here, Mode.LOCAL, counters=True) or {})["counters"] == {}
         assert vm.row(elsewhere, Mode.GLOBAL) is None
 
     asyncio.run(main())

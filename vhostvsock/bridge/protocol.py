@@ -80,7 +80,9 @@ class Bind:
 
 @dataclass(frozen=True, slots=True)
 class List:
-    """The client wants to know which VMs this daemon serves."""
+    """The client wants to know which VMs this daemon serves, and perhaps what their devices have counted."""
+
+    counters: bool = False
 
 
 Request = Version | Connect | Listen | Bind | List
@@ -104,6 +106,8 @@ def parse(line: bytes) -> Request:
             return Bind(u32(cid, star=True), u32(port, star=True))
         case ["LIST"]:
             return List()
+        case ["LIST", "counters"]:
+            return List(counters=True)
     raise _no_request()
 
 
@@ -111,7 +115,7 @@ def _no_request() -> Refused:
     return Refused(
         errno.EPROTO,
         "not a request; those are CONNECT cid port [ms] [buffer=BYTES] [from=PORT], "
-        "LISTEN cid port [backlog] [buffer=BYTES], BIND cid port, LIST",
+        "LISTEN cid port [backlog] [buffer=BYTES], BIND cid port, LIST [counters]",
     )
 
 
@@ -159,8 +163,8 @@ def request_line(request: Request) -> bytes:
             words = ["LISTEN", _star(cid), _star(port), str(backlog), *_buffer_words(buffer)]
         case Bind(cid, port):
             words = ["BIND", _star(cid), _star(port)]
-        case List():
-            words = ["LIST"]
+        case List(counters):
+            words = ["LIST", *(["counters"] if counters else [])]
     return " ".join(words).encode() + b"\n"
 
 

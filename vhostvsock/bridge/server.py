@@ -131,8 +131,8 @@ class Bridge:
                 await self._listen(sock, netns, cid, port, BridgeListener(sock, backlog, buffer))
             case Bind(cid, port):
                 await self._listen(sock, netns, cid, port, BridgeListener(sock, None))
-            case List():
-                await self._list(sock, netns)
+            case List(counters):
+                await self._list(sock, netns, counters)
             case Version():
                 raise Refused(errno.EPROTO, "VERSION is said once")
 
@@ -260,9 +260,9 @@ class Bridge:
 
     # LIST -----------------------------------------------------------------------------------------------------------
 
-    async def _list(self, sock: socket.socket, netns: NetnsId) -> None:
+    async def _list(self, sock: socket.socket, netns: NetnsId, counters: bool) -> None:
         mode = self._registry.modes.mode(netns)
-        rows = [row for vm in self._vms() if (row := vm.row(netns, mode)) is not None]
+        rows = [row for vm in self._vms() if (row := vm.row(netns, mode, counters=counters)) is not None]
         data = ok_line(len(rows)) + b"".join(json.dumps(row).encode() + b"\n" for row in rows)
         with contextlib.suppress(TimeoutError):  # a client that does not read
             async with asyncio.timeout(LIST_SECONDS):

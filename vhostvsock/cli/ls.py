@@ -16,10 +16,11 @@ from vhostvsock.log import warn
 
 _COLUMNS = ("name", "cid", "netns", "mode", "state", "connections")
 _TITLES = ("NAME", "CID", "NETNS", "MODE", "STATE", "CONNS")
+_COUNTER_TITLES = ("NAME", "CID", "NETNS", "COUNTER", "VALUE")
 
 
 def main(args: argparse.Namespace) -> int:
-    rows = _from_registry() if args.all else _from_bridges()
+    rows = _from_registry() if args.all else _from_bridges(counters=args.counters)
     rows.sort(key=lambda row: (row["mode"], row["netns"], row["cid"]))
     if args.json:
         say(json.dumps(rows, indent=2))
@@ -29,14 +30,23 @@ def main(args: argparse.Namespace) -> int:
         row["netns"] = names.get(row["netns"], str(row["netns"]))
         if "reason" in row:
             row["state"] += f" ({row['reason']})"
-    say(table([_TITLES, *(tuple(str(row[column]) for column in _COLUMNS) for row in rows)]))
+    if args.counters:
+        say(table([_COUNTER_TITLES, *(line for row in rows for line in _counted(row))]))
+    else:
+        say(table([_TITLES, *(tuple(str(row[column]) for column in _COLUMNS) for row in rows)]))
     return 0
 
 
-def _from_bridges() -> list[dict[str, Any]]:
+def _counted(row: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A line for each thing that was counted at all."""
+    vm = tuple(str(row[column]) for column in ("name", "cid", "netns"))
+    return [(*vm, name, str(value)) for name, value in row["counters"].items() if value]
+
+
+def _from_bridges(*, counters: bool) -> list[dict[str, Any]]:
     silent: list[str] = []
     try:
-        return client.list_vms(silent=silent)
+        return client.list_vms(silent=silent, counters=counters)
     except OSError as error:
         raise ConnectError(str(error.strerror or error), hint="start one: vhostvsock run --help") from error
     finally:

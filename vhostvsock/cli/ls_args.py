@@ -28,9 +28,16 @@ columns:
           device to a fault of the daemon's, for the reason told, and gets it back when its QEMU connects again
   CONNS   connections open now
 
+with --counters:
+  COUNTER  what the VM's device has counted since its daemon started: packets and bytes, and a number of its own for
+           each reason to drop a packet, or to refuse or reset a connection; docs/counters.md says what each one means.
+           Those that are zero are left out here; --json has them all, as `counters`
+  VALUE    how often, or how much
+
 examples:
   vhostvsock ls
   vhostvsock ls --all --json
+  vhostvsock ls --counters
   ip netns exec blue vhostvsock ls
 
 exit codes:
@@ -50,5 +57,7 @@ def add(commands: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.add_argument("--all", action="store_true", help="VMs of every namespace; needs access to the registry")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="VMs of every namespace; needs access to the registry")
+    which.add_argument("--counters", action="store_true", help="what the device of each VM has counted")
     command.add_argument("--json", action="store_true", help="one JSON list of objects, for machines")
