@@ -109,6 +109,7 @@ impl Hosts {
             self.took(conn, len);
             return Ok(());
         }
+        let used = stream.room.used(&stream.fd);
         // Bytes that wait go first.
         let moved = if stream.has_backlog() { Moved::WouldBlock } else { send(&stream.fd, pieces) };
         let sent = match moved {
@@ -123,6 +124,7 @@ impl Hosts {
             Moved::BadMemory => return Err(Failure::Memory),
         };
         if sent < len {
+            stream.room.was_full(&stream.fd);
             if stream.keep(pieces, sent).is_err() {
                 self.out_of_memory(conn, host, now);
                 return Ok(());
@@ -133,8 +135,19 @@ impl Hosts {
         if moved == Moved::NoMemory {
             self.retry(host, now);
         }
-        self.took(conn, sent);
+        self.give_credit(conn, host, sent, used);
         Ok(())
+    }
+
+    /// Gives the guest credit for `sent` bytes that a socket took on top of `used`, as far as it has room for more.
+    fn give_credit(&mut self, conn: Id, host: Id, sent: usize, used: usize) {
+        let window = self.mux.window_of(conn) as usize;
+        let Some(stream) = self.streams.get_mut(host) else { return };
+        let credit = stream.room.credit(sent, used, window);
+        if stream.room.holds() {
+            self.watch_room(host, true);
+        }
+        self.took(conn, credit);
     }
 
     /// There is no memory for what one end is too slow to take.
@@ -202,9 +215,16 @@ impl Hosts {
     pub(super) fn flush(&mut self, host: Id, now: u64) {
         let Some(stream) = self.streams.get_mut(host) else { return };
         let conn = stream.conn();
+        let used = stream.room.used(&stream.fd);
+        let waited = stream.has_backlog();
         let (sent, stop) = stream.flush();
         if let Some(conn) = conn {
-            self.took(conn, sent);
+            if waited {
+                self.give_credit(conn, host, sent, used);
+            } else {
+                let credit = stream.room.all();
+                self.took(conn, credit);
+            }
         }
         let Some(stream) = self.streams.get_mut(host) else { return };
         match stop {
@@ -213,7 +233,8 @@ impl Hosts {
                 if stream.phase == Phase::Draining {
                     self.finish(host);
                 } else {
-                    self.watch_room(host, false);
+                    let holds = stream.room.holds();
+                    self.watch_room(host, holds);
                 }
             }
             Stop::Full => {}
@@ -233,6 +254,8 @@ impl Hosts {
         if let Some(stream) = self.streams.get_mut(host) {
             stream.deaf = true;
             stream.end_after_backlog = false;
+            let credit = stream.room.all();
+            self.took(conn, credit);
         }
         self.watch_room(host, false);
         self.mux.host_deaf(conn, now);

@@ -99,6 +99,14 @@ pub fn receive_message(socket: &OwnedFd, pieces: &mut Vec<Segment>, rest: &mut [
     moved
 }
 
+/// How much of the kernel's memory is in use for what the socket's other end has not read.
+pub fn outgoing(socket: &OwnedFd) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the pointer leads to a variable of ours, of the type that the kernel writes.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
 /// Which network namespace the other end of an accepted UNIX socket was made in: the kernel gives an accepted socket the
 /// namespace of the connecting one (`unix_stream_connect`, net/unix/af_unix.c). The number is never used twice.
 pub fn netns_cookie(accepted: &OwnedFd) -> Result<u64, Errno> {

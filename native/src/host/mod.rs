@@ -4,4 +4,5 @@ pub mod handshake;
 pub mod io;
 mod lengths;
 pub mod messages;
+pub mod room;
 pub mod stream;

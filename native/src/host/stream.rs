@@ -4,6 +4,7 @@
 //! Rules: never blocks. The backlog is bounded by the guest's credit; its memory is there only while it is needed.
 
 use super::messages::Messages;
+use super::room::Room;
 use crate::faults::{no_buffers, no_memory};
 use crate::ids::GuestPort;
 use crate::packet::Type;
@@ -133,6 +134,8 @@ pub struct HostStream {
     pub since: u64,
     /// When to look after it, in nanoseconds.
     pub deadline: Option<u64>,
+    /// How much of what the socket took is credit for the guest.
+    pub room: Room,
     /// Bytes of the guest that the application has not taken.
     backlog: Option<Box<Backlog>>,
     /// Messages on their way, if it is a message socket.
@@ -157,6 +160,7 @@ impl HostStream {
             attempts: 0,
             since: now,
             deadline: None,
+            room: Room::default(),
             backlog: None,
             messages: match kind {
                 Type::Stream => None,

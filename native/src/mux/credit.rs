@@ -79,7 +79,7 @@ pub struct FromGuestCredit {
     window: u32,
     /// Bytes received so far.
     received: u32,
-    /// Bytes that the host application's socket took so far: our `fwd_cnt`.
+    /// Bytes that the host application's socket took so far, but for what `host::room` holds back: our `fwd_cnt`.
     delivered: u32,
     /// The `fwd_cnt` that the guest was told last.
     told: u32,
@@ -103,6 +103,11 @@ impl FromGuestCredit {
         true
     }
 
+    /// Our `buf_alloc`.
+    pub fn window(&self) -> u32 {
+        self.window
+    }
+
     /// Makes the window `most` bytes if it is larger, but no smaller than [`MIN_WINDOW`]. To be called before the guest is
     /// told.
     pub fn limit(&mut self, most: u32) {
@@ -116,7 +121,7 @@ impl FromGuestCredit {
         message
     }
 
-    /// Notes that the host application's socket took `len` bytes.
+    /// Notes that the guest may send `len` bytes more, as the host application's socket took as many.
     pub fn deliver(&mut self, len: u32) {
         self.delivered = self.delivered.wrapping_add(len);
     }

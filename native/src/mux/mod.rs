@@ -395,7 +395,12 @@ impl Mux {
         self.conns.get(id).map(|conn| conn.key.host)
     }
 
-    /// The host application's socket took `len` bytes of the guest.
+    /// The window of a connection: how many bytes the guest may have sent that were not [`delivered`](Self::delivered).
+    pub fn window_of(&self, id: Id) -> u32 {
+        self.conns.get(id).map_or(0, |conn| conn.from_guest.window())
+    }
+
+    /// The host application's socket took `len` bytes of the guest, which may send as many more.
     pub fn delivered(&mut self, id: Id, len: u32) {
         if let Some(conn) = self.conns.get_mut(id) {
             conn.from_guest.deliver(len);

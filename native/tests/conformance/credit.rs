@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use vsock_driver::deadline::{Deadline, wait_until};
 use vsock_driver::header::{Header, op};
-use vsock_driver::linux::{Kernel, Rules};
+use vsock_driver::linux::{Kernel, Rules, SocketId};
 
 /// Reads `len` bytes with pauses for the other side, as a busy application does.
 fn read_slowly(mut stream: UnixStream, len: usize) -> std::thread::JoinHandle<Vec<u8>> {
@@ -198,6 +198,60 @@ fn host_application_that_does_not_read_stops_only_its_own_peer() {
     });
     kernel.send_all(stuck, &data[sent..]);
     assert_same(&reading.join().unwrap(), &data);
+}
+
+/// Sends what the guest has credit for, until no more comes for a while; how much that was.
+fn send_until_stuck(kernel: &mut Kernel, id: SocketId, data: &[u8]) -> usize {
+    let (mut sent, mut quiet) = (0, 0);
+    while quiet < 5 && sent < data.len() {
+        kernel.pump();
+        let part = kernel.send(id, &data[sent..]);
+        sent += part;
+        let news = kernel.guest.wait(Deadline::after(Duration::from_millis(1)));
+        quiet = if part == 0 && !news { quiet + 1 } else { 0 };
+    }
+    sent
+}
+
+#[test]
+fn guest_of_a_slow_application_has_credit_for_what_the_socket_has_room_for() {
+    let rig = Rig::new();
+    let mut kernel = rig.linux();
+    let listener = rig.listen(1000);
+    let (id, mut reader) = connect_from_guest(&mut kernel, &listener, 1000);
+    let data = bytes(8_000_000, 9);
+    let (mut sent, mut got) = (0, Vec::new());
+    while got.len() < data.len() {
+        sent += send_until_stuck(&mut kernel, id, &data[sent..]);
+        let mut part = vec![0; 150_000.min(sent - got.len())];
+        reader.read_exact(&mut part).unwrap();
+        got.extend(part);
+    }
+    assert_same(&got, &data);
+    // A window each time that the socket gets full after the application had caught up, and not half of everything.
+    let waited = rig.stats().backlog_bytes;
+    assert!(0 < waited && waited < 1_000_000, "{waited} bytes were copied");
+}
+
+#[test]
+fn credit_that_was_held_back_is_given_though_the_application_leaves_some_bytes_unread() {
+    let rig = Rig::new();
+    let mut kernel = rig.linux();
+    let listener = rig.listen(1000);
+    let (id, mut reader) = connect_from_guest(&mut kernel, &listener, 1000);
+    let data = bytes(4_000_000, 10);
+    let mut sent = send_until_stuck(&mut kernel, id, &data);
+    // What was sent came in whole windows and more, or nothing would be left unread.
+    let leave = 40_000;
+    let mut got = vec![0; sent - leave];
+    reader.read_exact(&mut got).unwrap();
+    let more = send_until_stuck(&mut kernel, id, &data[sent..]);
+    assert!(more >= 256 * 1024, "only {more} bytes of credit");
+    sent += more;
+    let mut rest = vec![0; sent - got.len()];
+    reader.read_exact(&mut rest).unwrap();
+    got.extend(rest);
+    assert_same(&got, &data[..sent]);
 }
 
 #[test]
