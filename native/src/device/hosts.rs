@@ -54,7 +54,7 @@ pub struct Hosts {
     pub(super) visible: Visibility,
     /// Whether the control plane is asked about ports where nobody listens at the VM's own path.
     pub(super) asks: bool,
-    /// Connections about which it was asked and has not answered.
+    /// Connections about which it was asked and has not answered, those that are gone among them.
     pub(super) asked: Vec<Id>,
     /// A descriptor in reserve.
     pub(super) spare: Spare,
