@@ -42,6 +42,9 @@ pub struct Messages {
     rest: Vec<u8>,
     /// How much of that the guest has.
     taken: usize,
+    /// The application closed its socket with messages unread. The kernel says so once, before it gives out what that one had
+    /// sent (`__skb_try_recv_datagram`, net/core/datagram.c); of a stream, behind that.
+    pub closed: bool,
 }
 
 impl Messages {

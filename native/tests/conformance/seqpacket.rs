@@ -216,6 +216,26 @@ fn what_the_host_sent_before_it_closed_arrives() {
 }
 
 #[test]
+fn what_the_host_sent_before_it_closed_with_messages_unread_arrives() {
+    let rig = Rig::new();
+    let mut kernel = rig.linux();
+    for round in 1..=3 {
+        let _ = std::fs::remove_file(rig.listener_path(1000));
+        let (id, socket) = connect_from_guest(&rig, &mut kernel, 1000);
+        kernel.send_message(id, b"never read").unwrap();
+        rig.wait_stats("it is there", |s| s.from_guest_bytes == round * 10);
+        for message in [&b"one"[..], b"two"] {
+            socket.send(message).unwrap();
+        }
+        drop(socket);
+        assert_eq!(kernel.recv_message(id).unwrap().bytes, b"one");
+        assert_eq!(kernel.recv_message(id).unwrap().bytes, b"two");
+        assert_eq!(kernel.recv_message(id), Err(Received::End));
+        rig.wait_stats("reset", |s| (s.reset_by_host, s.connections) == (round, 0));
+    }
+}
+
+#[test]
 fn types_have_to_match() {
     let rig = Rig::new();
     let mut kernel = rig.linux();
