@@ -84,9 +84,11 @@ impl Messages {
         Ok(())
     }
 
-    /// The message is whole.
-    pub fn complete(&mut self) {
-        self.whole.push(std::mem::take(&mut self.part));
+    /// The message is whole; its length.
+    pub fn complete(&mut self) -> usize {
+        let length = std::mem::take(&mut self.part);
+        self.whole.push(length);
+        length
     }
 
     /// Forgets the beginning of a message that will have no end; its length.

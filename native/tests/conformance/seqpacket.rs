@@ -198,6 +198,25 @@ fn half_close_by_either_side_keeps_the_other_direction_open() {
 }
 
 #[test]
+fn message_that_waits_is_counted_whole_however_many_packets_it_came_in() {
+    const PART: usize = 60_000;
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let _socket = open(&rig, &mut guest, 5000, 1000);
+    for _ in 0..100 {
+        for flags in [0, 0, SEQ_EOM] {
+            say_part(&mut guest, 5000, 1000, &bytes(PART, 1), flags);
+            guest.flush();
+        }
+        match rig.stats().backlog_bytes {
+            0 => {}
+            waiting => return assert_eq!(waiting, 3 * PART as u64),
+        }
+    }
+    panic!("the socket is never full");
+}
+
+#[test]
 fn what_the_host_sent_before_it_closed_arrives() {
     let rig = Rig::new();
     let mut kernel = rig.linux();
