@@ -11,8 +11,8 @@ use crate::faults::{no_buffers, no_memory};
 use crate::packet::Type;
 use crate::virtio::memory::Segment;
 use rustix::io::Errno;
-use rustix::net::sockopt::{socket_send_buffer_size, socket_type};
-use rustix::net::{SendFlags, SocketType, send};
+use rustix::net::sockopt::{socket_domain, socket_send_buffer_size, socket_type};
+use rustix::net::{AddressFamily, SendFlags, SocketType, send};
 use std::os::fd::OwnedFd;
 
 /// What a UNIX socket wants to have left of its send buffer beside a message (`unix_dgram_sendmsg`, net/unix/af_unix.c).
@@ -20,6 +20,10 @@ const OVERHEAD: usize = 32;
 
 /// Which kind of connection a socket can be an end of; `None` for one that is no UNIX socket with connections.
 pub fn kind_of(socket: &OwnedFd) -> Option<Type> {
+    // Others tell of their ends, and of a short read, in other ways.
+    if socket_domain(socket) != Ok(AddressFamily::UNIX) {
+        return None;
+    }
     match socket_type(socket) {
         Ok(SocketType::STREAM) => Some(Type::Stream),
         Ok(SocketType::SEQPACKET) => Some(Type::Seqpacket),
@@ -197,5 +201,7 @@ mod tests {
         assert_eq!(kind_of(&stream.into()), Some(Type::Stream));
         let (datagrams, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
         assert_eq!(kind_of(&datagrams.into()), None);
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(kind_of(&tcp.into()), None);
     }
 }
