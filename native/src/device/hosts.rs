@@ -313,8 +313,8 @@ impl Hosts {
     fn remove(&mut self, host: Id) -> Option<HostStream> {
         let mut stream = self.streams.remove(host)?;
         self.timers.change(host, &mut stream.deadline, None);
-        if matches!(stream.manners, Manners::Apart { .. }) {
-            // Its client has the same socket, and may ask with it again.
+        if stream.shared {
+            // It may ask with it again, or keep it for ever.
             self.poller.remove(&stream.fd);
         }
         Some(stream)
