@@ -6,6 +6,7 @@
 use super::hosts::Hosts;
 use super::poller::Token;
 use crate::events::Kind;
+use crate::host::io::take_no_descriptors;
 use crate::host::messages::kind_of;
 use crate::host::stream::Phase;
 use crate::ids::HostPort;
@@ -40,6 +41,7 @@ impl Hosts {
                 return self.mux.host_refused(conn);
             }
         };
+        take_no_descriptors(&socket);
         match connect_to(&socket, &self.uds_path, port) {
             Ok(()) => self.open(conn, socket, kind, u32::MAX, now),
             // Its backlog is full. An AF_UNIX socket does not tell when that changes.
