@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
+import struct
+import time
 
 import pytest
 from netns.serving import LIMIT, World
@@ -95,3 +98,27 @@ def test_a_descriptor_that_can_be_no_connection_is_refused(served: World, kind: 
         sock.connect(str(bridge))
         socket.send_fds(sock, [b"CONNECT 42 1\n"], [wrong.fileno()])
         assert sock.recv(100).startswith(b"ERR EPROTO ")
+
+
+def test_a_descriptor_whose_end_takes_its_time_does_not_hold_up_the_daemon(served: World) -> None:
+    daemon = served.daemon({"a": 42})
+    (bridge,) = served.runtime_dir.glob("bridge/*.sock")
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as sock:
+        wrong = socket.create_connection(server.getsockname())
+        with server.accept()[0]:  # it never reads
+            wrong.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while wrong.send(bytes(65536)):
+                    pass
+            wrong.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, int(LIMIT)))
+            sock.settimeout(LIMIT)
+            sock.connect(str(bridge))
+            # So the daemon is the last that has it.
+            daemon.popen.send_signal(signal.SIGSTOP)
+            socket.send_fds(sock, [b"CONNECT 42 1\n"], [wrong.fileno()])
+            wrong.close()
+            daemon.popen.send_signal(signal.SIGCONT)
+            before = time.monotonic()
+            assert sock.recv(100).startswith(b"ERR EPROTO ")
+            assert served.connect(43, ECHO) == "ENODEV"
+            assert time.monotonic() - before < LIMIT / 2

@@ -13,6 +13,7 @@ import errno
 import os
 import select
 import socket
+import struct
 from collections.abc import Sequence
 
 from vhostvsock.bridge.protocol import LONGEST_MESSAGE
@@ -20,6 +21,7 @@ from vhostvsock.bridge.protocol import LONGEST_MESSAGE
 # While a line is incomplete its beginning stays in the socket, which therefore always polls as readable.
 _PAUSE = 0.01
 _INT = array.array("i").itemsize
+_NO_LINGER = struct.pack("ii", 0, 0)
 
 
 async def readable(sock: socket.socket) -> None:
@@ -120,4 +122,7 @@ def recv_with(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, li
                 except OSError:  # not a socket
                     with contextlib.suppress(OSError):
                         os.close(fd)
+    for came in found:
+        # Closing a TCP socket may wait for its other end, for as long as whoever sent it likes.
+        came.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     return data, found

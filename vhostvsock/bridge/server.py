@@ -141,8 +141,8 @@ class Bridge:
     async def _connect(self, caller: Caller, netns: NetnsId, request: Connect) -> None:
         cid, port, wish = request.cid, request.port, request.wish
         kind = _KINDS.get(caller.connection.type)
-        if kind is None:
-            raise Refused(errno.EPROTO, "a connection takes a socket for streams or for messages")
+        if kind is None or caller.connection.family != socket.AF_UNIX:
+            raise Refused(errno.EPROTO, "a connection takes a UNIX socket for streams or for messages")
         claim = self._registry.find_vm(netns, cid)
         way = self._route(netns, cid, claim, kind).check()
         # On the way up, ports are the kernel's.

@@ -214,6 +214,7 @@ impl Hosts {
         let Some(host) = self.insert(socket, kind, Phase::Parked(wish.port), now) else { return };
         if let Some(stream) = self.streams.get_mut(host) {
             stream.manners = manners;
+            stream.shared = true;
         }
         self.request(host, wish, now);
     }

@@ -54,7 +54,7 @@ pub struct Hosts {
     pub(super) visible: Visibility,
     /// Whether the control plane is asked about ports where nobody listens at the VM's own path.
     pub(super) asks: bool,
-    /// Connections about which it was asked and has not answered.
+    /// Connections about which it was asked and has not answered, those that are gone among them.
     pub(super) asked: Vec<Id>,
     /// A descriptor in reserve.
     pub(super) spare: Spare,
@@ -336,8 +336,8 @@ impl Hosts {
     fn remove(&mut self, host: Id) -> Option<HostStream> {
         let mut stream = self.streams.remove(host)?;
         self.timers.change(host, &mut stream.deadline, None);
-        if matches!(stream.manners, Manners::Apart { .. }) {
-            // Its client has the same socket, and may ask with it again.
+        if stream.shared {
+            // It may ask with it again, or keep it for ever.
             self.poller.remove(&stream.fd);
         }
         Some(stream)

@@ -45,13 +45,13 @@ impl Hosts {
                     return Ok(());
                 };
                 if complete {
-                    messages.complete();
+                    let length = messages.complete();
                     // Where others wait, or it was just tried, there is no room.
                     if !at_once && !behind_others {
                         self.flush(host, now);
                     }
                     if self.streams.get(host).is_some_and(HostStream::has_backlog) {
-                        self.stats.backlog_bytes.add(len as u64);
+                        self.stats.backlog_bytes.add(length as u64);
                         self.watch_room(host, true);
                     }
                 }

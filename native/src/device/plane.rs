@@ -13,6 +13,7 @@ use super::to_guest::ToGuestBatch;
 use super::visibility::Visibility;
 use super::{Admission, Command, Failure, Listeners, Settings, Shared};
 use crate::events::{Kind, Level, Log};
+use crate::host::io::take_no_descriptors;
 use crate::mux::{Config, Mux};
 use crate::packet::spec::{EVENT_QUEUE, RX_QUEUE};
 use crate::slab::Slab;
@@ -63,6 +64,7 @@ impl Seeds {
         let poller = Poller::new()?;
         poller.add_level(&shared.command, Token::Command)?;
         watch_listeners(&poller, &listeners)?;
+        listeners.all().for_each(|(_, listener)| take_no_descriptors(listener));
         Ok(Self { settings, listeners, shared, log, poller, spare: Spare::new() })
     }
 

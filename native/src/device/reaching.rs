@@ -6,6 +6,7 @@
 use super::hosts::Hosts;
 use super::poller::Token;
 use crate::events::Kind;
+use crate::host::io::take_no_descriptors;
 use crate::host::messages::kind_of;
 use crate::host::stream::Phase;
 use crate::ids::HostPort;
@@ -40,6 +41,7 @@ impl Hosts {
                 return self.mux.host_refused(conn);
             }
         };
+        take_no_descriptors(&socket);
         match connect_to(&socket, &self.uds_path, port) {
             Ok(()) => self.open(conn, socket, kind, u32::MAX, now),
             // Its backlog is full. An AF_UNIX socket does not tell when that changes.
@@ -51,7 +53,9 @@ impl Hosts {
             }
             // Nobody there: but perhaps somebody listens through the bridge.
             Err(Errno::NOENT | Errno::CONNREFUSED) if self.asks => {
-                if !self.may_ask() {
+                // A guest that asks for ports faster than the control plane can answer. What it gives up meanwhile counts, too:
+                // the question waits all the same.
+                if self.asked.len() >= MAX_ASKED {
                     self.turned_away(now, "too many connections to listeners of the bridge at once");
                     return self.mux.host_refused(conn);
                 }
@@ -95,23 +99,13 @@ impl Hosts {
         }
     }
 
-    /// Whether the control plane can be asked one more question. A guest that asks for ports faster than it can answer is
-    /// refused beyond that.
-    fn may_ask(&mut self) -> bool {
-        if self.asked.len() >= MAX_ASKED {
-            let mux = &self.mux;
-            self.asked.retain(|&conn| mux.awaits_host(conn));
-        }
-        self.asked.len() < MAX_ASKED
-    }
-
     /// The control plane's answer to [`Kind::Ask`]: a socket connected to the application that listens, which wants no
     /// larger window than `window`, or nothing.
     pub(super) fn answer(&mut self, conn: Id, socket: Option<OwnedFd>, window: u32, now: u64) {
+        self.asked.retain(|&asked| asked != conn);
         if !self.mux.awaits_host(conn) {
             return; // the guest gave up, and the application sees its end of the socket closed
         }
-        self.asked.retain(|&asked| asked != conn);
         let Some(socket) = socket.filter(|socket| rustix::io::ioctl_fionbio(socket, true).is_ok()) else {
             self.stats.refused_no_listener.add(1);
             return self.mux.host_refused(conn);

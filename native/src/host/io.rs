@@ -131,6 +131,18 @@ pub fn netns_cookie(accepted: &OwnedFd) -> Result<u64, Errno> {
     }
 }
 
+/// Has whoever passes descriptors to this socket, or to those that a listening one accepts, told EPERM. The kernel would close
+/// them in our thread, which may take as long as a TCP socket with SO_LINGER has been told to wait for its other end. Before Linux
+/// 6.16 it knows of no such option, and does so.
+pub fn take_no_descriptors(socket: &OwnedFd) {
+    /// `SO_PASSRIGHTS` (include/uapi/asm-generic/socket.h), which libc does not have.
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let off: libc::c_int = 0;
+    let len = size_of_val(&off) as libc::socklen_t;
+    // SAFETY: the pointer leads to a variable of ours, and `len` says how large it is.
+    unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_PASSRIGHTS, (&raw const off).cast(), len) };
+}
+
 /// Judges the result of a call; `None` if it is to be repeated.
 fn outcome(result: isize) -> Option<Moved> {
     if let Ok(bytes) = usize::try_from(result) {

@@ -11,8 +11,8 @@ use crate::faults::{no_buffers, no_memory};
 use crate::packet::Type;
 use crate::virtio::memory::Segment;
 use rustix::io::Errno;
-use rustix::net::sockopt::{socket_send_buffer_size, socket_type};
-use rustix::net::{SendFlags, SocketType, send};
+use rustix::net::sockopt::{socket_domain, socket_send_buffer_size, socket_type};
+use rustix::net::{AddressFamily, SendFlags, SocketType, send};
 use std::os::fd::OwnedFd;
 
 /// What a UNIX socket wants to have left of its send buffer beside a message (`unix_dgram_sendmsg`, net/unix/af_unix.c).
@@ -20,6 +20,10 @@ const OVERHEAD: usize = 32;
 
 /// Which kind of connection a socket can be an end of; `None` for one that is no UNIX socket with connections.
 pub fn kind_of(socket: &OwnedFd) -> Option<Type> {
+    // Others tell of their ends, and of a short read, in other ways.
+    if socket_domain(socket) != Ok(AddressFamily::UNIX) {
+        return None;
+    }
     match socket_type(socket) {
         Ok(SocketType::STREAM) => Some(Type::Stream),
         Ok(SocketType::SEQPACKET) => Some(Type::Seqpacket),
@@ -42,6 +46,9 @@ pub struct Messages {
     rest: Vec<u8>,
     /// How much of that the guest has.
     taken: usize,
+    /// The application closed its socket with messages unread. The kernel says so once, before it gives out what that one had
+    /// sent (`__skb_try_recv_datagram`, net/core/datagram.c); of a stream, behind that.
+    pub closed: bool,
 }
 
 impl Messages {
@@ -81,9 +88,11 @@ impl Messages {
         Ok(())
     }
 
-    /// The message is whole.
-    pub fn complete(&mut self) {
-        self.whole.push(std::mem::take(&mut self.part));
+    /// The message is whole; its length.
+    pub fn complete(&mut self) -> usize {
+        let length = std::mem::take(&mut self.part);
+        self.whole.push(length);
+        length
     }
 
     /// Forgets the beginning of a message that will have no end; its length.
@@ -192,5 +201,7 @@ mod tests {
         assert_eq!(kind_of(&stream.into()), Some(Type::Stream));
         let (datagrams, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
         assert_eq!(kind_of(&datagrams.into()), None);
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(kind_of(&tcp.into()), None);
     }
 }

@@ -111,6 +111,8 @@ pub struct HostStream {
     pub phase: Phase,
     /// How its application is answered.
     pub manners: Manners,
+    /// The client passed it on, and may have the same socket still.
+    pub shared: bool,
     /// Closed together with this one, by which the application learns of the end.
     pub herald: Option<OwnedFd>,
     /// The application closed its socket altogether.
@@ -149,6 +151,7 @@ impl HostStream {
             fd,
             phase,
             manners: Manners::Hybrid,
+            shared: false,
             herald: None,
             hung_up: false,
             sends_no_more: false,

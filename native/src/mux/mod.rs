@@ -327,8 +327,7 @@ impl Mux {
     pub fn host_drained(&mut self, id: Id, now: u64) {
         let Some(conn) = self.conns.get_mut(id) else { return };
         conn.readable = false;
-        // A credit update may have been left to ride on data that did not come.
-        self.tell_credit_if_due(id);
+        self.tell_credit_without_data(id);
         self.schedule(id, now);
     }
 
@@ -417,6 +416,13 @@ impl Mux {
         }
     }
 
+    /// What was left to ride on payload that does not come now has to be said by itself.
+    fn tell_credit_without_data(&mut self, id: Id) {
+        if self.conns.get(id).is_some_and(|conn| conn.wants.contains(Op::CreditUpdate)) {
+            self.want(id, Op::CreditUpdate);
+        }
+    }
+
     // ---- packets to the guest ----
 
     /// Whether [`next_to_guest`](Self::next_to_guest) may have something.
@@ -446,10 +452,7 @@ impl Mux {
                         Type::Seqpacket => ToGuest::Message { conn: id, host, bytes, longest: conn.to_guest.window() },
                     });
                 }
-                // What was left to payload that does not come now has to be said by itself.
-                if conn.wants.contains(Op::CreditUpdate) {
-                    self.want(id, Op::CreditUpdate);
-                }
+                self.tell_credit_without_data(id);
             }
         }
         None

@@ -5,6 +5,7 @@
 //! of the `vhost` crate; its own reader blocks on half a message, which a device thread cannot afford.
 
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 use std::collections::VecDeque;
 use std::io::IoSliceMut;
@@ -133,7 +134,9 @@ impl Wire {
         };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                self.fds.extend(fds);
+                // Closing a TCP socket may wait for its other end; whoever sends it says how long. Anything else has no such
+                // option.
+                self.fds.extend(fds.inspect(|fd| set_socket_linger(fd, None).unwrap_or_default()));
             }
         }
         if self.fds.len() > MAX_FDS {

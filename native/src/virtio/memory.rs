@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::sigbus::{Watched, times_broken};
+use rustix::fs::fstatfs;
 use std::fs::File;
 use std::sync::atomic::{AtomicU16, Ordering};
 use vm_memory::{FileOffset, MmapRegion};
@@ -144,7 +145,7 @@ struct Region {
     user: u64,
     /// Its length in bytes.
     len: u64,
-    /// Tells if the file behind the mapping shrinks. Before the mapping, so that it ends first.
+    /// Tells if what is behind the mapping is not there (any more). Before the mapping, so that it ends first.
     watched: Watched,
     /// The mapping, which ends with the region.
     map: MmapRegion,
@@ -186,9 +187,12 @@ impl GuestMemory {
         if about.is_file() && offset.checked_add(len).is_none_or(|end| end > there) {
             return Err(format!("{described}: its file has only {there:#x} bytes, and it starts at {offset:#x}"));
         }
-        let map = MmapRegion::from_file(FileOffset::new(file, offset), size)
+        let Some(mapped) = size.checked_next_multiple_of(page(&file)) else {
+            return Err(format!("{described}: its end is beyond the address space"));
+        };
+        let map = MmapRegion::from_file(FileOffset::new(file, offset), mapped)
             .map_err(|error| format!("{described}: cannot be mapped at file offset {offset:#x}: {error}"))?;
-        let watched = Watched::new(map.as_ptr(), size).map_err(|error| format!("{described}: {error}"))?;
+        let watched = Watched::new(map.as_ptr(), mapped).map_err(|error| format!("{described}: {error}"))?;
         let at = self.regions.partition_point(|r| r.guest < guest);
         self.regions.insert(at, Region { guest, user, len, watched, map });
         Ok(())
@@ -259,6 +263,15 @@ impl GuestMemory {
         let at = self.regions.partition_point(|region| region.guest <= guest).checked_sub(1)?;
         self.last.set(at);
         self.regions.get(at).filter(holds)
+    }
+}
+
+/// The pages in which a file is mapped, if they are huge, else 1. The kernel maps whole ones of these, whatever length it is
+/// told, but unmaps and replaces nothing less.
+fn page(file: &File) -> usize {
+    match fstatfs(file) {
+        Ok(about) if about.f_type == libc::HUGETLBFS_MAGIC => usize::try_from(about.f_bsize).unwrap_or(1).max(1),
+        _ => 1,
     }
 }
 

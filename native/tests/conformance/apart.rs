@@ -8,6 +8,7 @@ use std::time::Instant;
 use vhostvsock_native::device::{Client, Wish};
 use vhostvsock_native::ids::GuestPort;
 use vhostvsock_native::timers::{MILLISECOND, SECOND};
+use vsock_driver::deadline::wait_until;
 use vsock_driver::header::op;
 use vsock_driver::host;
 
@@ -115,4 +116,31 @@ fn nobody_to_hear_the_answer_means_no_connection() {
     guest.say(op::RESPONSE, 80, request.src_port);
     assert_eq!(guest.expect(op::RST).header.src_port, request.src_port);
     drop(connection);
+}
+
+/// Whether any poller of the process watches this socket (proc_pid_fdinfo(5)).
+fn is_watched(socket: &UnixStream) -> bool {
+    let inode = format!(" ino:{:x} ", rustix::fs::fstat(socket).unwrap().st_ino);
+    let about = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(entry.ok()?.path()).ok();
+    std::fs::read_dir("/proc/self/fdinfo").unwrap().filter_map(about).any(|about| about.contains(&inode))
+}
+
+#[test]
+fn socket_that_its_client_keeps_is_watched_no_longer_than_it_is_a_connection() {
+    let rig = Rig::new();
+    let mut kernel = rig.linux();
+    kernel.listen(80);
+    let ask = |socket: &UnixStream, answer: Option<UnixStream>| {
+        let (socket, answer) = (socket.try_clone().unwrap().into(), answer.map(Into::into));
+        rig.device.connect(Client { socket, answer, wish: Wish::new(GuestPort(80), 2 * SECOND) });
+    };
+    for apart in [false, true] {
+        let (_connection, kept) = UnixStream::pair().unwrap();
+        let (_answer, told) = UnixStream::pair().unwrap();
+        ask(&kept, apart.then_some(told));
+        let id = kernel.accept(80);
+        assert!(is_watched(&kept));
+        kernel.close(id);
+        wait_until("it is forgotten", || !is_watched(&kept));
+    }
 }

@@ -1,7 +1,10 @@
 //! What is offered, and what happens to a front-end that takes more or says what makes no sense.
 
 use crate::rig::{CID, Rig, open_from_host};
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 use vhostvsock_native::events::{Kind, Level};
 use vsock_driver::front_end::message::{NEED_REPLY, REPLY, VERSION, encode, feature, request, send};
 use vsock_driver::front_end::{FrontEnd, words};
@@ -170,4 +173,27 @@ fn message_with_descriptors_that_nobody_wants_leaks_none() {
     }
     // 6000 descriptors would have been too many.
     guest.front.sync().unwrap();
+}
+
+#[test]
+fn descriptor_whose_end_takes_its_time_does_not_hold_the_device_up() {
+    const LINGER: Duration = Duration::from_secs(20);
+    let rig = Rig::new();
+    let front = rig.plug();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    // It never reads, and so the socket waits for it in the end.
+    let (_other, _) = listener.accept().unwrap();
+    socket.set_nonblocking(true).unwrap();
+    while socket.write(&[0; 65536]).is_ok() {}
+    rustix::net::sockopt::set_socket_linger(&socket, Some(LINGER)).unwrap();
+    let message = encode(request::SET_VRING_CALL, VERSION, &words(&[0, 0]));
+    // It comes with the beginning of a message, so that the device is the last that has it.
+    send(&front.socket, &message[..1], &[socket.as_fd()]).unwrap();
+    drop(socket);
+    let before = Instant::now();
+    (&front.socket).write_all(&message[1..]).unwrap();
+    assert!(front.is_thrown_out());
+    open_from_host(&rig, &mut rig.boot(), 80);
+    assert!(before.elapsed() < LINGER / 2, "{:?}", before.elapsed());
 }

@@ -21,6 +21,7 @@ mod layouts;
 mod lifecycle;
 mod memory;
 mod notifications;
+mod passing;
 mod properties;
 mod races;
 mod recovery;

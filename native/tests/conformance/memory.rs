@@ -250,3 +250,44 @@ fn more_than_four_tib_of_one_guest_are_refused_with_a_reason() {
     open_from_host(&rig, &mut rig.boot(), 80);
     open_from_host(&other, &mut neighbour, 80);
 }
+
+/// The front-end shares so many bytes of a file of huge pages, which mostly are not there, and has its rings in them.
+fn share_huge_pages(front: &FrontEnd, len: u64) -> std::io::Result<()> {
+    const USER: u64 = 1 << 32;
+    let file = memfd_create(HUGE, MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)?;
+    ftruncate(&file, 2 << 20)?;
+    let region = [0, len, USER, 0].into_iter().flat_map(|word: u64| word.to_ne_bytes());
+    let table: Vec<u8> = [1, 0, 0, 0, 0, 0, 0, 0].into_iter().chain(region).collect();
+    front.set(request::SET_MEM_TABLE, &table, &[file.as_fd()])?;
+    let kick = eventfd(0, EventfdFlags::NONBLOCK)?;
+    for index in 0..2 {
+        front.set_ring(request::SET_VRING_NUM, index, 16)?;
+        front.set_ring_addresses(index, USER, USER + 0x1000, USER + 0x2000)?;
+        front.set_ring_fd(request::SET_VRING_KICK, index.into(), Some(kick.as_fd()))?;
+        front.enable_ring(index, true)?;
+    }
+    Ok(())
+}
+
+/// What the files of huge pages are called.
+const HUGE: &str = "huge pages of a test";
+
+/// How many of them are mapped in this process.
+fn mapped_huge_pages() -> usize {
+    std::fs::read_to_string("/proc/self/maps").unwrap().lines().filter(|line| line.contains(HUGE)).count()
+}
+
+#[test]
+fn part_of_a_huge_page_is_unmapped_with_its_session_and_costs_at_most_the_device_where_there_are_none() {
+    let rig = Rig::new();
+    for len in [0x4000, (2 << 20) - 4096, 2 << 20] {
+        let mut front = rig.plug();
+        front.negotiate(Setup::default().features, Setup::default().protocol).unwrap();
+        // Refused or not: where the system has no such pages, the first access finds that out.
+        let _ = share_huge_pages(&front, len);
+        drop(front);
+        drop(rig.plug());
+        assert_eq!(mapped_huge_pages(), 0, "{len:#x} bytes");
+    }
+    open_from_host(&rig, &mut rig.boot(), 80);
+}

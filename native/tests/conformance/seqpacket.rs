@@ -198,6 +198,25 @@ fn half_close_by_either_side_keeps_the_other_direction_open() {
 }
 
 #[test]
+fn message_that_waits_is_counted_whole_however_many_packets_it_came_in() {
+    const PART: usize = 60_000;
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let _socket = open(&rig, &mut guest, 5000, 1000);
+    for _ in 0..100 {
+        for flags in [0, 0, SEQ_EOM] {
+            say_part(&mut guest, 5000, 1000, &bytes(PART, 1), flags);
+            guest.flush();
+        }
+        match rig.stats().backlog_bytes {
+            0 => {}
+            waiting => return assert_eq!(waiting, 3 * PART as u64),
+        }
+    }
+    panic!("the socket is never full");
+}
+
+#[test]
 fn what_the_host_sent_before_it_closed_arrives() {
     let rig = Rig::new();
     let mut kernel = rig.linux();
@@ -213,6 +232,26 @@ fn what_the_host_sent_before_it_closed_arrives() {
     assert_eq!(kernel.recv_message(id), Err(Received::End));
     kernel.close(id);
     rig.wait_stats("gone", |s| s.connections == 0);
+}
+
+#[test]
+fn what_the_host_sent_before_it_closed_with_messages_unread_arrives() {
+    let rig = Rig::new();
+    let mut kernel = rig.linux();
+    for round in 1..=3 {
+        let _ = std::fs::remove_file(rig.listener_path(1000));
+        let (id, socket) = connect_from_guest(&rig, &mut kernel, 1000);
+        kernel.send_message(id, b"never read").unwrap();
+        rig.wait_stats("it is there", |s| s.from_guest_bytes == round * 10);
+        for message in [&b"one"[..], b"two"] {
+            socket.send(message).unwrap();
+        }
+        drop(socket);
+        assert_eq!(kernel.recv_message(id).unwrap().bytes, b"one");
+        assert_eq!(kernel.recv_message(id).unwrap().bytes, b"two");
+        assert_eq!(kernel.recv_message(id), Err(Received::End));
+        rig.wait_stats("reset", |s| (s.reset_by_host, s.connections) == (round, 0));
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::device::Failure;
 use crate::device::hosts::Hosts;
 use crate::events::Level;
 use crate::host::io::{Moved, receive_message};
+use crate::host::stream::HostStream;
 use crate::packet::spec::SEQ_EOM;
 use crate::slab::Id;
 use crate::virtio::memory::GuestMemory;
@@ -61,6 +62,10 @@ impl ToGuestBatch {
                 self.put_back(queue, 0);
                 nothing_read(hosts, (conn, host), now);
             }
+            Moved::Closed if note_closed(stream) => {
+                self.put_back(queue, 0);
+                hosts.mux.host_readable(conn, now);
+            }
             Moved::Bytes(len) | Moved::Last(len) if len <= longest.min(LONGEST) => {
                 let beyond = len.saturating_sub(room);
                 let rest = &self.overflow[..beyond];
@@ -103,12 +108,20 @@ impl ToGuestBatch {
     }
 }
 
+/// Notes that the application closed its socket with messages unread; whether that is news.
+fn note_closed(stream: &mut HostStream) -> bool {
+    stream.messages.as_mut().is_some_and(|messages| !std::mem::replace(&mut messages.closed, true))
+}
+
 /// A call that received no bytes: the end, or a message without any. Linux sends no such message over vsock, and neither
 /// do we; so if more bytes wait there is something behind it, and if none do, nothing that would have to be sent.
 fn nothing_read(hosts: &mut Hosts, (conn, host): (Id, Id), now: u64) {
     let Some(stream) = hosts.stream(host) else { return };
     if stream.unread() > 0 {
         hosts.mux.host_readable(conn, now);
+    } else if stream.messages.as_ref().is_some_and(|messages| messages.closed) {
+        hosts.stats.reset_by_host.add(1);
+        hosts.broke(conn, host);
     } else if stream.sends_no_more {
         hosts.ended(conn, host, now);
     } else {

@@ -61,3 +61,21 @@ fn credit_that_was_to_ride_on_data_is_told_when_the_guest_takes_no_more_data() {
     assert_eq!((told.op, told.dst_port, told.fwd_cnt), (Op::CreditUpdate as u16, 5000, WINDOW));
     assert!(matches!(bench.say_data(MAX_PAYLOAD), FromGuest::Data { .. }));
 }
+
+#[test]
+fn question_whose_answer_was_to_ride_on_data_is_answered_when_no_data_comes() {
+    let mut bench = Bench::new();
+    let conn = bench.open();
+    bench.say_data(1000);
+    bench.mux.delivered(conn, 1000);
+    // Far from used up, so that the guest is told nothing unasked.
+    assert_eq!(bench.controls(), []);
+    bench.mux.host_readable(conn, bench.now);
+    bench.say(Op::CreditRequest);
+    assert!(matches!(bench.mux.next_to_guest(), Some(ToGuest::Data { .. })), "its packet is the answer");
+    // But the socket was empty.
+    bench.mux.host_drained(conn, bench.now);
+    let told = bench.control();
+    assert_eq!((told.op, told.fwd_cnt), (Op::CreditUpdate as u16, 1000));
+    assert_eq!(bench.controls(), []);
+}

@@ -47,6 +47,20 @@ fn types_that_are_not_served_are_reset_and_counted() {
 }
 
 #[test]
+fn message_without_end_to_a_host_that_does_not_receive_overflows_nothing() {
+    let (mut bench, conn) = open(&header(Op::Request));
+    let part = Header { len: MAX_PAYLOAD, ..header(Op::Rw) };
+    bench.mux.host_deaf(conn, bench.now);
+    // More than fit a number of 32 bits.
+    for _ in 0..=u32::MAX / MAX_PAYLOAD {
+        assert!(matches!(bench.packet(&part), FromGuest::Message { complete: false, .. }));
+        bench.mux.delivered(conn, MAX_PAYLOAD);
+        bench.controls();
+    }
+    assert_eq!(bench.stats.reset_overrun.get(), 0);
+}
+
+#[test]
 fn window_is_no_longer_than_the_longest_message_that_the_host_takes() {
     let mut bench = Bench::new();
     bench.mux.set_seqpacket(true);
