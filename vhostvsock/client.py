@@ -22,7 +22,6 @@ from vhostvsock.bridge import finding, protocol
 from vhostvsock.bridge.finding import Deadline, Group
 from vhostvsock.bridge.lines import limit_messages
 from vhostvsock.bridge.protocol import ANY, DEFAULT_BACKLOG, TAKEN, Connect, Listen
-from vhostvsock.paths import SEQPACKET_SUFFIX
 
 # Where one daemon has no VM or no way, another may have it. Linux's word for no VM depends on the type of the socket.
 _ELSEWHERE = (errno.ENODEV, errno.ESOCKTNOSUPPORT, errno.ENETUNREACH)
@@ -78,14 +77,13 @@ def ask_for_connection(
     while left:
         group = left.pop(0)
         try:
-            sock = finding.open_one([group], deadline, kind)
+            sock, asked = finding.open_one([group], deadline, kind)
         except OSError as error:
             failed.append(error)
             continue
         try:
             number, others = finding.ask(sock, request, deadline, sockets)
         except BaseException as error:
-            asked = sock.getpeername().removesuffix(SEQPACKET_SUFFIX)
             sock.close()
             if not (isinstance(error, OSError) and error.errno in _ELSEWHERE):
                 raise
@@ -216,7 +214,7 @@ def create_server(
     """
     request = Listen(_number(cid, "CID"), _number(port, "port"), _number(backlog, "backlog"))
     deadline = Deadline(None)
-    sock = finding.open_one(finding.groups(runtime_dir), deadline, type)
+    sock, _ = finding.open_one(finding.groups(runtime_dir), deadline, type)
     try:
         number, _ = finding.ask(sock, request, deadline)
     except BaseException:

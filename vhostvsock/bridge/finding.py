@@ -101,8 +101,10 @@ def where(found: Iterable[Group]) -> str:
     return " or ".join(group.where for group in found)
 
 
-def open_one(found: list[Group], deadline: Deadline, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    """A connection to the bridge of a daemon that lives and answers; for streams, or for messages."""
+def open_one(
+    found: list[Group], deadline: Deadline, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> tuple[socket.socket, str]:
+    """A connection to the bridge of a daemon that lives and answers, and its path; for streams, or for messages."""
     denied = False
     silent: str | None = None
     for path in (path for group in found for path in group.paths):
@@ -128,7 +130,7 @@ def open_one(found: list[Group], deadline: Deadline, kind: socket.SocketKind = s
         except BaseException:
             sock.close()
             raise
-        return sock
+        return sock, path
     if silent is not None:
         raise TimeoutError(errno.ETIMEDOUT, f"the daemon with the bridge {silent} does not answer")
     if denied:
