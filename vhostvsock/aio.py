@@ -23,6 +23,10 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Callback = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 SocketCallback = Callable[[socket.socket, tuple[int, int]], Awaitable[None] | None]
 
+# What a process can run out of, and have again.
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_SECONDS = 1.0
+
 _peers: weakref.WeakKeyDictionary[asyncio.StreamWriter, tuple[int, int]] = weakref.WeakKeyDictionary()
 
 
@@ -94,12 +98,27 @@ class _Server(ABC):
             # A line and its descriptor come in one message: what is readable is there whole.
             sock, other = self._inner.accept()
         except OSError as error:
+            if error.errno in _NO_ROOM:
+                self._pause(error)
+                return
             self._lost = error
             self.close()
             return
         task = asyncio.create_task(self._serve(sock, other))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _pause(self, error: OSError) -> None:
+        """As asyncio's servers do: what waits is accepted once there is room."""
+        loop = asyncio.get_running_loop()
+        message = f"a connection to port {self.port} waits: there is no room for it"
+        loop.call_exception_handler({"message": message, "exception": error})
+        loop.remove_reader(self._inner.fileno())
+        loop.call_later(_PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        if not self._gone.is_set():
+            asyncio.get_running_loop().add_reader(self._inner.fileno(), self._accept)
 
     @abstractmethod
     async def _serve(self, sock: socket.socket, other: tuple[int, int]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -20,9 +21,8 @@ from typing import Any
 
 from vhostvsock.bridge import finding, protocol
 from vhostvsock.bridge.finding import Deadline, Group
-from vhostvsock.bridge.lines import limit_messages
+from vhostvsock.bridge.lines import DescriptorLostError, limit_messages
 from vhostvsock.bridge.protocol import ANY, DEFAULT_BACKLOG, TAKEN, Connect, Listen
-from vhostvsock.paths import SEQPACKET_SUFFIX
 
 # Where one daemon has no VM or no way, another may have it. Linux's word for no VM depends on the type of the socket.
 _ELSEWHERE = (errno.ENODEV, errno.ESOCKTNOSUPPORT, errno.ENETUNREACH)
@@ -78,14 +78,13 @@ def ask_for_connection(
     while left:
         group = left.pop(0)
         try:
-            sock = finding.open_one([group], deadline, kind)
+            sock, asked = finding.open_one([group], deadline, kind)
         except OSError as error:
             failed.append(error)
             continue
         try:
             number, others = finding.ask(sock, request, deadline, sockets)
         except BaseException as error:
-            asked = sock.getpeername().removesuffix(SEQPACKET_SUFFIX)
             sock.close()
             if not (isinstance(error, OSError) and error.errno in _ELSEWHERE):
                 raise
@@ -167,10 +166,17 @@ class Server:
         return self._sock.fileno()
 
     def accept(self) -> tuple[socket.socket, tuple[int, int]]:
-        """The next connection, and (CID, port) of its other end. Raises ECONNRESET when the daemon is gone."""
+        """The next connection, and (CID, port) of its other end. Raises ECONNRESET when the daemon is gone.
+
+        And EMFILE where this process can have no more descriptors: the connection waits, as with accept(2).
+        """
+        os.close(os.dup(self._sock.fileno()))
         sockets: list[socket.socket] = []
         try:
             line = finding.read_answer(self._sock, sockets)
+        except DescriptorLostError:
+            self._say_taken()  # another thread was faster: the connection is lost, and waits no more
+            raise
         except OSError as error:
             for each in sockets:
                 each.close()
@@ -178,10 +184,13 @@ class Server:
         peer = protocol.parse_accept(line)
         if len(sockets) != 1:
             raise OSError(errno.EPROTO, "the bridge announced a connection without one")
-        with contextlib.suppress(OSError):  # the daemon may be gone: the connection does without
-            self._sock.sendall(TAKEN, socket.MSG_NOSIGNAL)
+        self._say_taken()
         sockets[0].setblocking(True)
         return sockets[0], peer
+
+    def _say_taken(self) -> None:
+        with contextlib.suppress(OSError):  # the daemon may be gone: the connection does without
+            self._sock.sendall(TAKEN, socket.MSG_NOSIGNAL)
 
     def __iter__(self) -> Iterator[tuple[socket.socket, tuple[int, int]]]:
         while True:
@@ -216,7 +225,7 @@ def create_server(
     """
     request = Listen(_number(cid, "CID"), _number(port, "port"), _number(backlog, "backlog"))
     deadline = Deadline(None)
-    sock = finding.open_one(finding.groups(runtime_dir), deadline, type)
+    sock, _ = finding.open_one(finding.groups(runtime_dir), deadline, type)
     try:
         number, _ = finding.ask(sock, request, deadline)
     except BaseException:

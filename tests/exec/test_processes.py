@@ -181,6 +181,16 @@ def test_ports_below_1024_are_for_the_privileged(supervised: Supervised) -> None
     if os.geteuid() == 0:
         # The supervisor may, the program may not.
         assert supervised.python("os.setresuid(65534, 65534, 65534)\n" + code) == ["EACCES"]
+        # Of a process whose threads differ, the one that asks counts.
+        code = f"""
+def drop():
+    numbers = {{"x86_64": 117, "aarch64": 147}}
+    assert ctypes.CDLL(None).syscall(numbers[os.uname().machine], 65534, 65534, 65534) == 0
+    {code}
+thread = threading.Thread(target=drop); thread.start(); thread.join()
+{code}
+"""
+        assert supervised.python(code) == ["EACCES", "None"]
 
 
 def test_a_program_that_cannot_be_looked_into_is_left_alone(supervised: Supervised) -> None:

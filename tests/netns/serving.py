@@ -120,6 +120,12 @@ class World:
                 for name, cid in vms.items()
             )
         )
+        return self.run_daemon(config, namespace, program)
+
+    def run_daemon(
+        self, config: Path, namespace: str | None = None, program: Sequence[str] = ("-m", "vhostvsock")
+    ) -> Lines:
+        """A daemon, ready, with this configuration."""
         words = [sys.executable, *program, "run", "--config", str(config), "--no-parent", "-v"]
         made = Lines([*within(namespace), *words], self.directory, self.env, stderr=True)
         self._all.append(made)

@@ -19,7 +19,7 @@ from vhostvsock import client
 from vhostvsock.bridge import finding
 from vhostvsock.bridge.lines import send_with
 
-from .conftest import LIMIT, Process, Start
+from .conftest import LIMIT, Process, Start, ask, connect
 
 Answer = Callable[[socket.socket, bytes], None]
 
@@ -133,6 +133,24 @@ def test_where_the_users_daemon_has_no_such_vm_the_systems_is_asked(
     with client.connect(42, 5) as sock:
         assert sock.recv(100) == b"hello"
     assert [line for line in own.asked + system.asked if b"CONNECT" in line] == [b"CONNECT 42 5\n"] * 3
+
+
+def test_daemons_and_clients_may_know_the_directory_by_different_paths(start: Start, short_dir: Path) -> None:
+    (short_dir / "real").mkdir()
+    (short_dir / "link").symlink_to("real")
+    started(start, "a", {"VHOSTVSOCK_RUNTIME_DIR": str(short_dir / "link" / "run")}, ())
+    (first,) = (short_dir / "real" / "run" / "bridge").glob("*.sock")
+    run = str(short_dir / "real" / "run")
+    assert number(lambda: client.connect(77, 5, runtime_dir=run)) == errno.ENODEV
+    started(start, "b", {"VHOSTVSOCK_RUNTIME_DIR": run}, ())
+    (second,) = set((short_dir / "real" / "run" / "bridge").glob("*.sock")) - {first}
+    with connect(first, b"LISTEN 1 5000\n") as listener:
+        assert listener.recv(100) == b"OK 5000\n"
+        # As for a daemon in a container, to which the directory is mounted elsewhere.
+        (short_dir / "link").unlink()
+        with connect(second, b"CONNECT 1 5000\n") as found:
+            assert found.recv(100).startswith(b"OK ")
+    assert ask(second, b"CONNECT 1 5001\n").startswith(b"ERR ECONNRESET ")
 
 
 @pytest.mark.parametrize("how", ["link", "world", "other"])

@@ -8,6 +8,7 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
 from harness.waiting import wait_for
 
 from .conftest import LIMIT, ONE_VM, Start, ask, connect, descriptors, read_to_end
@@ -39,6 +40,28 @@ def test_without_descriptors_nobody_is_served_and_with_some_everybody_is(start: 
         daemon.wait_line("front-end attached")
         front_end.sendall(b"noise" * 10)
         assert read_to_end(front_end) == b""
+    assert daemon.stop() == 0
+
+
+def test_without_a_descriptor_for_the_connection_the_socket_that_asks_is_not_taken_for_it(
+    start: Start, short_dir: Path
+) -> None:
+    run = short_dir / "run"
+    daemon = start(*ONE_VM, env={"VHOSTVSOCK_RUNTIME_DIR": str(run)})
+    daemon.wait_ready()
+    (bridge,) = (run / "bridge").glob("*.sock")
+    with connect(bridge, b"LISTEN 1 5000\n") as listener:
+        assert listener.recv(100) == b"OK 5000\n"
+        old = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+        there = descriptors(daemon.pid)
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (there + 1, old[1]))
+        ours, theirs = socket.socketpair()
+        with ours, theirs, connect(bridge) as asking:
+            socket.send_fds(asking, [b"CONNECT 1 5000\n"], [theirs.fileno()])
+            assert read_to_end(asking).startswith(b"ERR EMFILE ")
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.recv(100)
     assert daemon.stop() == 0
 
 

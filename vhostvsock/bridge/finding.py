@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vhostvsock.bridge import protocol
-from vhostvsock.bridge.lines import recv_with, whole_line
+from vhostvsock.bridge.lines import DescriptorLostError, recv_with, whole_line
 from vhostvsock.bridge.places import bridge_directory
 from vhostvsock.bridge.protocol import ANSWER_LIMIT, VERSION, Request, Version
 from vhostvsock.paths import seqpacket_path
@@ -101,8 +101,10 @@ def where(found: Iterable[Group]) -> str:
     return " or ".join(group.where for group in found)
 
 
-def open_one(found: list[Group], deadline: Deadline, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    """A connection to the bridge of a daemon that lives and answers; for streams, or for messages."""
+def open_one(
+    found: list[Group], deadline: Deadline, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> tuple[socket.socket, str]:
+    """A connection to the bridge of a daemon that lives and answers, and its path; for streams, or for messages."""
     denied = False
     silent: str | None = None
     for path in (path for group in found for path in group.paths):
@@ -128,7 +130,7 @@ def open_one(found: list[Group], deadline: Deadline, kind: socket.SocketKind = s
         except BaseException:
             sock.close()
             raise
-        return sock
+        return sock, path
     if silent is not None:
         raise TimeoutError(errno.ETIMEDOUT, f"the daemon with the bridge {silent} does not answer")
     if denied:
@@ -168,18 +170,25 @@ def ask(
 def read_answer(sock: socket.socket, sockets: list[socket.socket], before: Callable[[], None] = lambda: None) -> bytes:
     """A line without its end, and no byte that follows: that is payload. `sockets` gets those that come with it.
 
-    `before` is called before each call that may wait. Raises OSError, ECONNRESET at the end of the stream.
+    `before` is called before each call that may wait. Raises OSError, ECONNRESET at the end of the stream, EMFILE where
+    there was no room for what came with the line.
     """
     # Streams byte by byte. A message that is longer than an answer is none.
     size = ANSWER_LIMIT + 1 if sock.type == socket.SOCK_SEQPACKET else 1
     line = b""
+    lost: DescriptorLostError | None = None
     while not line.endswith(b"\n"):
         before()
-        data, came = recv_with(sock, size)
-        sockets += came
+        try:
+            data, came = recv_with(sock, size)
+            sockets += came
+        except DescriptorLostError as error:
+            data, lost = error.data, error  # told behind the line, so that the next one is read from its beginning
         if not data:
             raise ConnectionResetError(errno.ECONNRESET, "the daemon closed the connection")
         line += data
         if len(line) > ANSWER_LIMIT or size > 1:
             break
+    if lost is not None:
+        raise lost
     return whole_line(line, ANSWER_LIMIT)

@@ -22,6 +22,16 @@ from vhostvsock.bridge.protocol import LONGEST_MESSAGE
 _PAUSE = 0.01
 _INT = array.array("i").itemsize
 _NO_LINGER = struct.pack("ii", 0, 0)
+# Descriptors for which there is room in what is received. More than two come with nothing of ours.
+_DESCRIPTORS = 4
+
+
+class DescriptorLostError(OSError):
+    """EMFILE: with `data` came a descriptor for which this process had no room. The kernel has closed it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(errno.EMFILE, "no room for a descriptor that came")
+        self.data = data
 
 
 async def readable(sock: socket.socket) -> None:
@@ -111,12 +121,15 @@ def send_with(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
 
 
 def recv_with(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[socket.socket]]:
-    """Receive data and the sockets that came with it. Raises OSError."""
-    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(_INT * 4), flags | socket.MSG_CMSG_CLOEXEC)
+    """Receive data and the sockets that came with it. Raises OSError, DescriptorLostError where one is missing."""
+    room = socket.CMSG_SPACE(_INT * _DESCRIPTORS)
+    data, ancillary, told, _ = sock.recvmsg(size, room, flags | socket.MSG_CMSG_CLOEXEC)
     found: list[socket.socket] = []
+    count = 0
     for level, kind, raw in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             for fd in array.array("i", raw[: len(raw) - len(raw) % _INT]):
+                count += 1
                 try:
                     found.append(socket.socket(fileno=fd))
                 except OSError:  # not a socket
@@ -125,4 +138,8 @@ def recv_with(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, li
     for came in found:
         # Closing a TCP socket may wait for its other end, for as long as whoever sent it likes.
         came.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    if told & socket.MSG_CTRUNC and count < _DESCRIPTORS:
+        for each in found:
+            each.close()
+        raise DescriptorLostError(data)
     return data, found

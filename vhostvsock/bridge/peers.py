@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from vhostvsock.bridge.accepting import accept_each
 from vhostvsock.bridge.caller import Caller
-from vhostvsock.bridge.lines import readable, recv_with, send_with
+from vhostvsock.bridge.lines import DescriptorLostError, readable, recv_with, send_with
 from vhostvsock.bridge.protocol import ANSWER_LIMIT, error_line, ok_line, parse_answer
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.registry.errors import Refused
@@ -80,7 +80,11 @@ async def _one(sock: socket.socket, handler: Handler) -> None:
             return
         async with asyncio.timeout(HAND_OVER_SECONDS):
             await readable(sock)
-        data, sockets = recv_with(sock, _MESSAGE_LIMIT)
+        try:
+            data, sockets = recv_with(sock, _MESSAGE_LIMIT)
+        except DescriptorLostError as error:
+            sock.send(error_line(error), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return
         try:
             sock.send(_answer(data, sockets, handler), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         finally:

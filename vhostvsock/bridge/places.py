@@ -53,3 +53,8 @@ def _may_live(path: str) -> bool:
 def peer_path(bridge: str) -> str:
     """The socket on which the daemon that has this bridge takes connections from other daemons."""
     return bridge.removesuffix(".sock") + ".peer"
+
+
+def peer_path_here(runtime_dir: str, bridge: str) -> str:
+    """The same for another daemon of our runtime directory, which may know that by another path (a mount, a link)."""
+    return peer_path(os.path.join(bridge_directory(runtime_dir), os.path.basename(bridge)))

@@ -23,7 +23,7 @@ from vhostvsock.bridge.accepting import accept_each
 from vhostvsock.bridge.caller import Caller
 from vhostvsock.bridge.lines import read_line, send_with
 from vhostvsock.bridge.listeners import BridgeListener
-from vhostvsock.bridge.places import peer_path
+from vhostvsock.bridge.places import peer_path_here
 from vhostvsock.bridge.privilege import may_bind_low_ports
 from vhostvsock.bridge.protocol import (
     LINE_LIMIT,
@@ -43,7 +43,7 @@ from vhostvsock.bridge.protocol import (
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.ids import CID_HOST, CID_LOCAL, PORT_ANY
 from vhostvsock.registry.errors import Refused
-from vhostvsock.registry.records import Claim, Listener
+from vhostvsock.registry.records import Claim, Daemon, Listener
 from vhostvsock.registry.routes import Kind, Parent, Route, View, VisibleVm, Way, connect_route
 from vhostvsock.registry.rules import LAST_PRIVILEGED_PORT, NetnsId
 from vhostvsock.registry.store import Registry
@@ -158,7 +158,7 @@ class Bridge:
                     own.connect(caller, port, wish)
                 else:
                     words = ["CONNECT", claim.id, str(port), *wish.words()]
-                    await peers.hand_over(peer_path(claim.daemon.bridge), words, caller)
+                    await peers.hand_over(self._peer(claim.daemon), words, caller)
             case Way.PARENT:
                 await self._go_up(caller, cid, port)
 
@@ -216,7 +216,7 @@ class Bridge:
         served = self._listeners.get(listener.id)
         if served is None:
             words = ["ACCEPT", listener.id, str(cid), str(port)]
-            return await peers.hand_over(peer_path(listener.daemon.bridge), words, caller)
+            return await peers.hand_over(self._peer(listener.daemon), words, caller)
         served.offer(caller, cid, port)
         return served.buffer
 
@@ -240,6 +240,9 @@ class Bridge:
             vm.answer(token, None)
 
     # Other daemons --------------------------------------------------------------------------------------------------
+
+    def _peer(self, daemon: Daemon) -> str:
+        return peer_path_here(self._registry.directory, daemon.bridge)
 
     def take_over(self, words: list[str], caller: Caller) -> int:
         """Another daemon hands a connection over; what it is answered. Raises OSError where it cannot be taken."""

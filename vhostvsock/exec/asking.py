@@ -81,7 +81,7 @@ async def bind(held: socket.socket, address: Address) -> tuple[socket.socket, in
 
 def _bind(held: socket.socket, address: Address) -> tuple[socket.socket, int]:
     deadline = Deadline(_SLACK_SECONDS)
-    control = finding.open_one(finding.groups(None), deadline, held.type)
+    control, _ = finding.open_one(finding.groups(None), deadline, held.type)
     try:
         port, _ = finding.ask(control, Bind(address.cid, address.port), deadline, [held])
         control.setblocking(False)

@@ -228,7 +228,7 @@ class Calls:
             raise _error(errno.EINVAL)
         # The bridge judges us, who may be more than the program.
         low = address.port <= LAST_PRIVILEGED_PORT
-        if low and not may_bind_low_ports(call.thread.process(), call.thread.uid()):
+        if low and not may_bind_low_ports(call.thread.tid, call.thread.uid()):
             raise _error(errno.EACCES)
         if sock.binding is None:
             sock.binding = asyncio.create_task(self._reserve(sock, address))

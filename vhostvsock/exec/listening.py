@@ -18,7 +18,7 @@ import struct
 import termios
 from collections import deque
 
-from vhostvsock.bridge.lines import readable, recv_with
+from vhostvsock.bridge.lines import DescriptorLostError, readable, recv_with
 from vhostvsock.bridge.protocol import TAKEN, backlog_line, parse_accept
 from vhostvsock.exec import asking
 from vhostvsock.exec.address import Address
@@ -78,7 +78,11 @@ class BoundPort:
     async def _receive(self, control: socket.socket) -> bool:
         """The next connection. False when the daemon is gone."""
         await readable(control)
-        line, sockets = recv_with(control, _LINE_LIMIT)
+        try:
+            line, sockets = recv_with(control, _LINE_LIMIT)
+        except DescriptorLostError:
+            self._say(TAKEN)  # it waits no more
+            return True
         if not line:
             return False
         for each in sockets:
@@ -177,7 +181,10 @@ class BoundPort:
 
     async def _drain(self, control: socket.socket) -> bool:
         await readable(control)
-        line, sockets = recv_with(control, _LINE_LIMIT)
+        try:
+            line, sockets = recv_with(control, _LINE_LIMIT)
+        except DescriptorLostError:
+            return True
         for each in sockets:
             each.close()
         return bool(line)
