@@ -162,11 +162,12 @@ def known_tests() -> set[str]:
     return found
 
 
-def test_every_test_that_the_threat_model_names_exists() -> None:
-    text = (ROOT / "docs" / "threat-model.md").read_text()
+@pytest.mark.parametrize(("document", "at_least"), [("threat-model.md", 100), ("integration.md", 40)])
+def test_every_test_that_a_document_names_exists(document: str, at_least: int) -> None:
+    text = (ROOT / "docs" / document).read_text()
     # Names of tests are sentences; those of counters and options are shorter.
     named = {name for name in re.findall(r"`(\w+)`", text) if name.count("_") >= 3}
-    assert len(named) > 100
+    assert len(named) > at_least
     assert sorted(named - known_tests()) == []
 
 
