@@ -104,6 +104,37 @@ def test_help_tells_examples_and_exit_codes(command: str, capsys: pytest.Capture
     assert "exit codes:" in text
 
 
+def files_of_the_tree() -> list[str]:
+    """Their paths, without what builds and tools leave there."""
+    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    return [str(path) for path in paths if not _NOT_OURS & set(path.parts)]
+
+
+def named_files(document: str) -> set[str]:
+    """What looks like a file or a directory of the tree in a document."""
+    words = re.findall(r"`([\w./-]+)`", (ROOT / document).read_text())
+    return {word for word in words if re.search(r"\.(py|rs|sh|toml|cfg)$|\w/$", word)}
+
+
+def test_architecture_names_every_module_and_no_file_that_is_not_there() -> None:
+    paths = files_of_the_tree()
+    named = named_files("ARCHITECTURE.md")
+
+    def names(word: str, path: str) -> bool:
+        return f"/{word}" in f"/{path}" if word.endswith("/") else f"/{path}".endswith(f"/{word}")
+
+    assert sorted(word for word in named if not any(names(word, path) for path in paths)) == []
+    modules = [
+        path
+        for path in paths
+        if re.match(r"(vhostvsock|native/src)/.*\.(py|rs)$", path)
+        if Path(path).name not in ("__init__.py", "__main__.py", "mod.rs", "lib.rs") and "/mux/tests/" not in path
+    ]
+    assert len(modules) > 80
+    files = {word for word in named if not word.endswith("/")}
+    assert [path for path in modules if not any(names(word, path) for word in files)] == []
+
+
 # Where a file of ours may ask for the time of day: for people who read the log.
 _TIME_OF_DAY = {"vhostvsock/log.py"}
 _WALL_CLOCK = re.compile(
@@ -131,11 +162,12 @@ def known_tests() -> set[str]:
     return found
 
 
-def test_every_test_that_the_threat_model_names_exists() -> None:
-    text = (ROOT / "docs" / "threat-model.md").read_text()
+@pytest.mark.parametrize(("document", "at_least"), [("threat-model.md", 100), ("integration.md", 40)])
+def test_every_test_that_a_document_names_exists(document: str, at_least: int) -> None:
+    text = (ROOT / "docs" / document).read_text()
     # Names of tests are sentences; those of counters and options are shorter.
     named = {name for name in re.findall(r"`(\w+)`", text) if name.count("_") >= 3}
-    assert len(named) > 100
+    assert len(named) > at_least
     assert sorted(named - known_tests()) == []
 
 

@@ -1,5 +1,7 @@
 """The command line: version, help, and errors of one line."""
 
+from pathlib import Path
+
 import pytest
 
 from vhostvsock import __version__
@@ -33,6 +35,38 @@ def test_wrong_usage_ends_with_code_2(args: list[str], capfd: pytest.CaptureFixt
     assert lines[0].startswith("vhostvsock: error: ")
     assert lines[1].startswith("hint: see `vhostvsock")
     assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "command"),
+    [(["run", "--guestcid", "42"], "run"), (["ls", "--jsn"], "ls"), (["connect", "--usd", "v.sock", "5"], "connect")],
+)
+def test_who_writes_an_unknown_option_is_sent_to_the_help_that_lists_the_options(
+    args: list[str], command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(args)
+    assert capfd.readouterr().err.endswith(f"hint: see `vhostvsock {command} --help`\n")
+
+
+@pytest.mark.parametrize("command", ["run", "connect", "listen", "exec", "ls", "netns"])
+def test_help_tells_the_environment_that_counts(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "environment:\n" in (text := capsys.readouterr().out)
+    assert "VHOSTVSOCK_RUNTIME_DIR" in text.partition("environment:\n")[2]
+
+
+@pytest.mark.parametrize("args", [["connect", "42", "1234"], ["listen", "1234"], ["ls"]])
+def test_who_finds_no_daemon_is_told_how_to_start_one(
+    args: list[str], capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VHOSTVSOCK_RUNTIME_DIR", str(tmp_path))
+    assert main(args) == 1
+    error, hint, end = capfd.readouterr().err.split("\n")
+    assert f"{tmp_path}/bridge" in error
+    assert hint == "hint: start one: vhostvsock run --help"
+    assert end == ""
 
 
 def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,22 @@ def test_what_is_installed_is_removed_and_nothing_stays(root: Path, capsys: pyte
     assert systemd("uninstall", root) == 0
 
 
+def test_a_package_has_its_files_below_usr_lib_and_takes_them_away_again(root: Path) -> None:
+    before = tree(root)
+    assert systemd("install", root, "--prefix", "/usr", "--command", "/usr/bin/vhostvsock") == 0
+    assert {name for name, text in tree(root).items() if text is not None} == {
+        "usr/lib/systemd/system/vhostvsock@.service",
+        "usr/lib/systemd/system/vhostvsock.service",
+        "usr/lib/sysusers.d/vhostvsock.conf",
+        "usr/lib/tmpfiles.d/vhostvsock.conf",
+    }
+    assert systemd("uninstall", root) == 0
+    assert (root / "usr/lib/systemd/system/vhostvsock.service").exists()
+    assert systemd("uninstall", root, "--prefix", "/usr") == 0
+    assert tree(root) == {**before, "usr/lib": None}
+    assert systemd("install", root, "--prefix", "usr", "--command", "/usr/bin/vhostvsock") == 2
+
+
 def test_installing_twice_changes_nothing_and_another_command_is_brought_in(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

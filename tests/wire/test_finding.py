@@ -217,3 +217,29 @@ def test_a_command_without_stdout_or_without_a_reader_ends_quietly(start: Start,
             ["sh", "-c", f"(sleep 0.2; exec {words}) | true"], env=env, capture_output=True, text=True, timeout=LIMIT
         )
         assert piped.stderr == ""
+
+
+def test_who_is_refused_by_a_daemon_is_told_what_to_do(start: Start, short_dir: Path) -> None:
+    env = {**os.environ, "VHOSTVSOCK_RUNTIME_DIR": str(short_dir / "run")}
+    started(start, "a", {"VHOSTVSOCK_RUNTIME_DIR": str(short_dir / "run")}, ())
+
+    def complaint(*words: str) -> list[str]:
+        command = [sys.executable, "-m", "vhostvsock", *words]
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL, check=False
+        )
+        assert done.returncode == 1
+        return done.stderr.splitlines()
+
+    for words, part, remedy in (
+        (("connect", "99", "5"), "(ENODEV)", "`vhostvsock ls`"),
+        (("connect", "1", "5"), "(ECONNRESET)", "has to listen there"),
+    ):
+        error, hint = complaint(*words)
+        assert part in error
+        assert hint.startswith("hint: ")
+        assert remedy in hint
+    with client.create_server(5000, runtime_dir=str(short_dir / "run")):
+        error, hint = complaint("listen", "5000")
+    assert "(EADDRINUSE)" in error
+    assert "another port" in hint

@@ -5,6 +5,7 @@ Rules:  - a directory that another user could have prepared is passed over: whoe
           said. The system's own is root's.
         - a daemon that hangs is passed over as well, after a while, and does not keep anybody from the others.
         - what is asked takes one overall deadline.
+        - an error of ours has its remedy as a note, since its errno is one that a daemon may answer, too.
 """
 
 from __future__ import annotations
@@ -132,15 +133,23 @@ def open_one(
             raise
         return sock, path
     if silent is not None:
-        raise TimeoutError(errno.ETIMEDOUT, f"the daemon with the bridge {silent} does not answer")
+        text = f"the daemon with the bridge {silent} does not answer"
+        raise _with_remedy(TimeoutError(errno.ETIMEDOUT, text), "is it stopped, or does it hang? Start it again")
     if denied:
-        raise PermissionError(errno.EACCES, f"may not connect to the bridge sockets in {where(found)}")
+        text = f"may not connect to the bridge sockets in {where(found)}"
+        raise _with_remedy(PermissionError(errno.EACCES, text), "be its user, or start the daemon with --bridge-mode")
     raise nobody(found)
+
+
+def _with_remedy(error: OSError, remedy: str) -> OSError:
+    error.add_note(remedy)
+    return error
 
 
 def nobody(found: list[Group]) -> OSError:
     """No daemon is there at all."""
-    return OSError(errno.ENODEV, f"no vhostvsock daemon runs (none has a bridge socket in {where(found)})")
+    text = f"no vhostvsock daemon runs (none has a bridge socket in {where(found)})"
+    return _with_remedy(OSError(errno.ENODEV, text), "start one: vhostvsock run --help")
 
 
 def ask(

@@ -74,7 +74,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    args = parser().parse_args(argv)
+    args, unknown = parser().parse_known_args(argv)
+    if unknown:
+        # argparse itself would send the user to the help of `vhostvsock`, which lists no option.
+        complain(f"unrecognized arguments: {' '.join(unknown)}", f"see `vhostvsock {args.command} --help`")
+        raise SystemExit(2)
     try:
         # Only the file of the command is imported.
         command = importlib.import_module(f"vhostvsock.cli.{args.command}")

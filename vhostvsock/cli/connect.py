@@ -16,6 +16,7 @@ import socket
 import time
 
 from vhostvsock import client
+from vhostvsock.cli import hints
 from vhostvsock.cli.handshake import Answer, HandshakeError, request
 from vhostvsock.cli.relay import OutputGoneError, Relay
 from vhostvsock.errors import ConfigError, ConnectError
@@ -72,7 +73,10 @@ def _by_cid(text: str, port: Port, kind: socket.SocketKind, timeout: float | Non
         return client.connect(cid, port.value, type=kind, timeout=timeout)
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "")
-        raise ConnectError(f"cannot connect to port {port} of CID {cid}: {error.strerror or error} ({name})") from error
+        raise ConnectError(
+            f"cannot connect to port {port} of CID {cid}: {error.strerror or error} ({name})",
+            hint=hints.hint(error, hints.CONNECTING),
+        ) from error
 
 
 def _open(sock: socket.socket, path: str, port: Port, timeout: float | None) -> Answer:
@@ -115,5 +119,6 @@ def _open(sock: socket.socket, path: str, port: Port, timeout: float | None) -> 
 def _refused(path: str, port: Port) -> ConnectError:
     return ConnectError(
         f"connection to port {port} through {path} refused",
-        hint="the guest is not running, has no vsock driver, or nobody listens there on that port",
+        hint="the guest is not running, has no vsock driver, or nobody listens there on that port; or the path is that "
+        "of --socket, where it has to be that of --uds-path",
     )

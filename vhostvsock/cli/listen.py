@@ -15,6 +15,7 @@ import sys
 
 from vhostvsock import client
 from vhostvsock.bridge.protocol import ANY
+from vhostvsock.cli import hints
 from vhostvsock.cli.relay import OutputGoneError, Relay
 from vhostvsock.errors import ConfigError, ConnectError
 from vhostvsock.ids import parse_number
@@ -31,7 +32,10 @@ def main(args: argparse.Namespace) -> int:
         server = client.create_server(port, type=kind, cid=cid, backlog=args.backlog)
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "")
-        raise ConnectError(f"cannot listen on port {args.port}: {error.strerror or error} ({name})") from error
+        raise ConnectError(
+            f"cannot listen on port {args.port}: {error.strerror or error} ({name})",
+            hint=hints.hint(error, hints.LISTENING),
+        ) from error
     with server:
         if args.verbose or port == ANY:
             print(f"listening on port {server.port}", file=sys.stderr, flush=True)

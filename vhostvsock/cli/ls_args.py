@@ -34,6 +34,9 @@ with --counters:
            Those that are zero are left out here; --json has them all, as `counters`
   VALUE    how often, or how much
 
+environment:
+  VHOSTVSOCK_RUNTIME_DIR  where the daemons' sockets are, if not in the usual place
+
 examples:
   vhostvsock ls
   vhostvsock ls --all --json

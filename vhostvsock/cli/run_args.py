@@ -66,6 +66,14 @@ examples:
   Drop-ins, vhostvsock.toml.d/*.toml, are laid over the file in the order of their names: a [[vm]] with the name of one
   that is there changes the keys that it has, any other adds a VM.
 
+environment:
+  VHOSTVSOCK_RUNTIME_DIR  the runtime directory, where no --runtime-dir is given
+  NOTIFY_SOCKET, WATCHDOG_USEC, LISTEN_FDS and their like  from the service manager: see `vhostvsock systemd --help`
+
+files, in the runtime directory:
+  registry.db    who has which CID and port; may be removed while no daemon runs
+  bridge/*.sock  where `vhostvsock connect CID PORT` and others ask
+
 exit codes:
   0  ended by SIGTERM or SIGINT
   1  failed: a socket cannot be made or is in use, for instance

@@ -25,16 +25,16 @@ def main(args: argparse.Namespace) -> int:
 
 def _install(args: argparse.Namespace, root: Path) -> None:
     changed = False
-    for path, new in install.install(root, args.command_path):
+    for path, new in install.install(root, args.command_path, args.prefix):
         print(f"{'written' if new else 'unchanged'}: {path}")
         changed |= new
     if changed:
         _next(root, f"systemd-sysusers && systemd-tmpfiles --create && {_RELOAD}")
 
 
-def _uninstall(_args: argparse.Namespace, root: Path) -> None:
+def _uninstall(args: argparse.Namespace, root: Path) -> None:
     gone = False
-    for path in install.uninstall(root):
+    for path in install.uninstall(root, args.prefix):
         print(f"removed: {path}")
         gone = True
     if gone:

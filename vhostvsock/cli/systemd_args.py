@@ -43,6 +43,10 @@ examples:
   systemctl daemon-reload
   systemctl enable --now vhostvsock-web@blue.socket
 
+  in a distribution package:
+
+  vhostvsock systemd install --root "$DESTDIR" --prefix /usr --command /usr/bin/vhostvsock
+
   stop and disable the services before:
 
   vhostvsock systemd uninstall && systemctl daemon-reload
@@ -91,5 +95,12 @@ def add(commands: Subparsers) -> None:
     )
     sockets.add_argument("name", metavar="NAME", nargs="?", help="the namespace (default: the host's own)")
     sockets.add_argument("--remove", action="store_true", help="remove them instead")
+    for each in (install, uninstall):
+        each.add_argument(
+            "--prefix",
+            metavar="DIR",
+            default="/usr/local",
+            help="where the files are: DIR/lib; distribution packages say /usr (default: /usr/local)",
+        )
     for each in (install, uninstall, sockets):
         each.add_argument("--root", metavar="DIR", default="/", help="work below DIR instead of /")

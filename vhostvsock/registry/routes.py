@@ -98,7 +98,7 @@ def connect_route(cid: int, view: View, kind: Kind = Kind.STREAM, *, to_host: bo
     if way is Way.VM and view.vm is None:
         return Route(way, errno.ENODEV, f"there is no VM with CID {cid}")
     if way is Way.VM and view.vm is not None and not view.vm.running:
-        return Route(way, errno.EHOSTUNREACH, f"the VM with CID {cid} is not running")
+        return Route(way, errno.EHOSTUNREACH, f"the guest with CID {cid} runs no vsock driver")
     if way is Way.LOOPBACK and not view.loopback_listener:
         return Route(way, RESET_ERRNO, "nobody listens on that port of this host")
     return Route(way)

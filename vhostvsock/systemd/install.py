@@ -2,7 +2,8 @@
 
 Before: cli/systemd.py. After: files.py writes and removes.
 Rules:  - The units in units/ are whole and valid; only the path of the command in ExecStart= is put in here.
-        - They go below /usr/local/lib: /etc stays the administrator's, who overrides them there.
+        - They go below /usr/local/lib, those of packages below /usr/lib: /etc stays the administrator's, who overrides
+          them there.
         - A command that the hardened service could not see is refused here and not at its first start.
 """
 
@@ -16,11 +17,9 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from vhostvsock.errors import VhostvsockError
+from vhostvsock.errors import ConfigError, VhostvsockError
 from vhostvsock.systemd import files, socket_units
 
-# Below this, directories that are left empty are removed.
-_BASE = Path("usr/local/lib")
 # By name in units/: where each goes.
 _PLACES = {
     "vhostvsock@.service": "systemd/system/vhostvsock@.service",
@@ -32,25 +31,34 @@ _PLACES = {
 _HIDDEN = ("/home", "/root", "/run/user")
 
 
-def install(root: Path, command: str | None) -> Iterator[tuple[Path, bool]]:
+def install(root: Path, command: str | None, prefix: str) -> Iterator[tuple[Path, bool]]:
     """Put everything in place below `root`; tells each file, and whether it is new or changed."""
+    base = _base(root, prefix)
     line = f"ExecStart={quoted(command or _own_command(check=root == Path('/')))} "
     for name, place in _PLACES.items():
         text = (resources.files("vhostvsock.systemd") / "units" / name).read_text(encoding="utf-8")
         text = re.sub(r"^ExecStart=\S+ ", lambda _: line, text, flags=re.MULTILINE)
-        path = root / _BASE / place
+        path = base / place
         yield path, files.put(path, "install", text)
 
 
-def uninstall(root: Path) -> Iterator[Path]:
+def uninstall(root: Path, prefix: str) -> Iterator[Path]:
     """Remove what `install` and socket_units.py have written below `root`; tells each file."""
+    base = _base(root, prefix)
     for path in socket_units.all_below(root):
         if files.remove(path, root / socket_units.DIRECTORY):
             yield path
     for place in _PLACES.values():
-        path = root / _BASE / place
-        if files.remove(path, root / _BASE):
+        path = base / place
+        if files.remove(path, base):
             yield path
+
+
+def _base(root: Path, prefix: str) -> Path:
+    """Where the files go. Below this, directories that are left empty are removed."""
+    if not prefix.startswith("/"):
+        raise ConfigError(f"--prefix {prefix} is no absolute path", hint="packages use --prefix /usr")
+    return root / prefix.lstrip("/") / "lib"
 
 
 def _own_command(*, check: bool) -> str:

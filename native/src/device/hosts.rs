@@ -96,7 +96,7 @@ impl Hosts {
                     }
                 }
             }
-            FromGuest::Gone { host } => self.release(host),
+            FromGuest::Gone { host } => self.release(host, Refusal::Reset),
         }
     }
 
@@ -297,13 +297,13 @@ impl Hosts {
 
     // ---- the end of sockets ----
 
-    /// The connection of a socket is gone: delivers what waits, then closes.
-    fn release(&mut self, host: Id) {
+    /// The connection of a socket is gone: delivers what waits, then closes. A client that waits is told the reason.
+    fn release(&mut self, host: Id, reason: Refusal) {
         let Some(stream) = self.streams.get_mut(host) else { return };
         self.stats.dropped_bytes.add(stream.drop_part() as u64);
         match stream.phase {
             Phase::Open(_) if stream.has_backlog() && !stream.deaf => stream.phase = Phase::Draining,
-            Phase::Requested(_) => self.refuse(host, Refusal::Reset),
+            Phase::Requested(_) => self.refuse(host, reason),
             _ => self.finish(host),
         }
     }
@@ -348,7 +348,7 @@ impl Hosts {
         let mut sockets = Vec::new();
         self.mux.reset_all(|host| sockets.push(host));
         for host in sockets {
-            self.release(host);
+            self.release(host, Refusal::Gone);
         }
     }
 

@@ -18,7 +18,7 @@ use crate::mux::{Config, Mux};
 use crate::packet::spec::{EVENT_QUEUE, RX_QUEUE};
 use crate::slab::Slab;
 use crate::timers::{MICROSECOND, MILLISECOND, SECOND, Timers};
-use crate::vhost_user::session::{Effect, Session, Vring};
+use crate::vhost_user::session::{Effect, SHARE_MEMORY, Session, Vring};
 use crate::vhost_user::wire::End;
 use crate::virtio::queue::{Queue, RingError};
 use rustix::time::{ClockId, clock_gettime};
@@ -413,9 +413,9 @@ impl Plane {
         let Some(session) = &self.session else { return };
         if session.vrings[RX_QUEUE].queue.as_ref().is_some_and(Queue::never_used) {
             self.hosts.log.line(Level::Warning, || {
-                "the guest's driver runs, but its rings stay empty: the guest's memory is probably not shared. Give QEMU \
-                 share=on: -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem"
-                    .into()
+                format!(
+                    "the guest's driver runs, but its rings stay empty: the guest's memory is probably not shared. {SHARE_MEMORY}"
+                )
             });
         }
     }

@@ -72,8 +72,10 @@ pub enum Refusal {
     NoSeqpacket,
     /// No guest's driver runs.
     NotRunning,
-    /// The guest refused, or went away.
+    /// The guest refused.
     Reset,
+    /// The guest went away before it answered, or its driver started anew.
+    Gone,
     /// The guest did not answer.
     Timeout,
     /// Too much of something of ours is in use.
@@ -90,6 +92,7 @@ impl Refusal {
             Self::NoSeqpacket => ("ESOCKTNOSUPPORT", "the VM has no SOCK_SEQPACKET"),
             Self::NotRunning => ("EHOSTUNREACH", "the VM runs no vsock driver at the moment"),
             Self::Reset => ("ECONNRESET", "the guest refused the connection: nobody listens on this port"),
+            Self::Gone => ("ECONNRESET", "the guest went away before it answered"),
             Self::Timeout => ("ETIMEDOUT", "the guest did not answer"),
             Self::Limit => ("ENOBUFS", "too many connections"),
             Self::PortTaken => ("EADDRINUSE", "another connection to this port of the guest has the same port"),

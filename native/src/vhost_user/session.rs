@@ -45,6 +45,9 @@ const QUEUES: usize = 3;
 const MAX_SLOTS: u64 = 509;
 /// Bytes of a region in a memory table, and of the count in front.
 const REGION_LEN: usize = 32;
+/// What helps a front-end whose memory does not get here.
+pub const SHARE_MEMORY: &str = "Give QEMU share=on: \
+    -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem";
 /// The bit that says "no descriptor" in the payload of SET_VRING_KICK, _CALL and _ERR.
 const NO_FD: u64 = 1 << 8;
 
@@ -403,7 +406,9 @@ impl Session {
         }
         let Some(layout) = self.layout(index) else {
             if self.memory.region_count() == 0 {
-                return broken("no memory was shared (should the front-end reconnect, --reconnect is needed)");
+                return broken(format!(
+                    "no memory was shared. {SHARE_MEMORY} (should it have done so, and have reconnected: --reconnect is needed)"
+                ));
             }
             return broken(format!("queue {index} does not lie in the guest's memory"));
         };

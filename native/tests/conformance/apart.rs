@@ -58,6 +58,23 @@ fn filler_is_no_payload_and_the_answer_comes_apart_from_the_connection() {
 }
 
 #[test]
+fn who_waits_for_the_guest_is_told_whether_it_refused_or_went_away() {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let mut refused = ask(&rig, 80, &[], 10 * SECOND);
+    let port = guest.expect(op::REQUEST).header.src_port;
+    guest.say(op::RST, 80, port);
+    assert_eq!(
+        last_words(&mut refused.answer),
+        "ERR ECONNRESET the guest refused the connection: nobody listens on this port\n"
+    );
+    let mut left = ask(&rig, 80, &[], 10 * SECOND);
+    guest.expect(op::REQUEST);
+    drop(guest);
+    assert_eq!(last_words(&mut left.answer), "ERR ECONNRESET the guest went away before it answered\n");
+}
+
+#[test]
 fn refused_connection_is_as_it_was_and_can_be_tried_again() {
     let rig = Rig::new();
     let mut kernel = rig.linux();

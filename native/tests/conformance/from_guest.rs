@@ -24,6 +24,18 @@ fn guest_reaches_the_listener_of_its_port() {
 }
 
 #[test]
+fn listener_behind_a_symbolic_link_is_reached() {
+    let rig = Rig::new();
+    let mut guest = rig.boot();
+    let listener = rig.listen(1000);
+    std::os::unix::fs::symlink(rig.listener_path(1000), rig.listener_path(1001)).unwrap();
+    guest.say(op::REQUEST, 5000, 1001);
+    let response = guest.expect(op::RESPONSE).header;
+    assert_eq!((response.src_port, response.dst_port), (1001, 5000));
+    host::accept(&listener);
+}
+
+#[test]
 fn guest_connect_to_closed_port_gets_rst_at_once() {
     let rig = Rig::new();
     let mut kernel = rig.linux();

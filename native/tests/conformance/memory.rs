@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use vhostvsock_native::events::{Kind, Level};
 use vsock_driver::front_end::FrontEnd;
 use vsock_driver::front_end::message::{feature, request};
-use vsock_driver::guest::{Setup, piece};
+use vsock_driver::guest::{Guest, Setup, piece};
 use vsock_driver::header::{Header, op};
 use vsock_driver::memory::RegionSpec;
 
@@ -120,6 +120,16 @@ fn memory_that_is_not_shared_is_found_out_and_the_log_names_the_remedy() {
     guest.rx.kick();
     let event = rig.wait_event_with(Kind::Log, "share=on");
     assert!(event.level >= Level::Warning, "{event:?}");
+}
+
+#[test]
+fn front_end_that_shares_no_memory_at_all_is_thrown_out_and_told_the_remedy() {
+    // As QEMU does without a memory backend: none of its memory is in a file, so there is nothing to be passed.
+    let rig = Rig::new();
+    let mut guest = Guest::prepare(rig.plug(), Setup::default()).unwrap();
+    assert!(guest.start([0; 2]).is_err());
+    assert!(guest.front.is_thrown_out());
+    rig.wait_event_with(Kind::Detached, "share=on");
 }
 
 #[test]
