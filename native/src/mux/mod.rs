@@ -29,8 +29,10 @@ use std::sync::Arc;
 /// How long a guest may take to confirm the end of a connection (`VSOCK_CLOSE_TIMEOUT`,
 /// net/vmw_vsock/virtio_transport_common.c).
 const CLOSE_TIMEOUT: u64 = 8 * SECOND;
-/// Answers that may wait for receive buffers before no more packets are taken from the guest. Above the 128 that
-/// a guest of QEMU lets wait on its side, so that not both sides wait for each other.
+/// Answers that may wait for receive buffers before no more packets are taken from the guest, beside one for each connection that
+/// it may have. A guest that closes all of them at once is heard to the end: Linux takes no packets while 128 answers of its
+/// own wait (`virtio_vsock_more_replies`, net/vmw_vsock/virtio_transport.c), and these may stand behind all that it said
+/// before, so that both sides would wait for each other.
 const MAX_REPLIES: usize = 1024;
 /// Stands for the socket of a connection that has none yet.
 const NO_HOST: Id = Id { index: u32::MAX, generation: u32::MAX };
@@ -100,7 +102,7 @@ impl Mux {
 
     /// Whether so many answers wait that no more packets may be taken from the guest.
     pub fn replies_full(&self) -> bool {
-        self.replies.len() >= MAX_REPLIES
+        self.replies.len() >= self.config.max_connections.saturating_add(MAX_REPLIES)
     }
 
     /// Takes one packet; `available` is the number of payload bytes behind the header in its descriptors.

@@ -201,7 +201,7 @@ fn data_waits_for_receive_buffers_and_goes_on_when_they_come() {
 
 #[test]
 fn answers_that_find_no_receive_buffer_stop_the_guests_packets_but_lose_none() {
-    let rig = Rig::new();
+    let rig = Rig::with(|settings| settings.max_connections = 16);
     let mut guest = rig.boot_with(|setup| setup.rx_buffers = 1);
     // 3000 packets that each need an answer, and one buffer for all answers.
     let mut sent = 0_u32;

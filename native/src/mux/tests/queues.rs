@@ -44,6 +44,24 @@ fn clients_that_come_and_go_do_not_fill_the_queues() {
 }
 
 #[test]
+fn guest_that_closes_all_connections_at_once_is_heard_to_the_end_though_it_takes_no_answer() {
+    let many = u32::try_from(MANY).unwrap();
+    let mut bench = Bench::with_limit(MANY);
+    let from = |port, op| Header { src_port: port, ..Bench::header(op) };
+    for port in 0..many {
+        let FromGuest::Connect { conn, .. } = bench.packet(&from(port, Op::Request)) else { panic!("no connection") };
+        bench.mux.set_host(conn, HOST);
+        bench.mux.host_accepted(conn);
+        assert_eq!(bench.controls(), [Op::Response]);
+    }
+    for port in 0..many {
+        assert!(!bench.mux.replies_full(), "nothing is taken any more after {port} of {many}");
+        bench.packet(&Header { flags: SHUTDOWN_RCV | SHUTDOWN_SEND, ..from(port, Op::Shutdown) });
+    }
+    assert_eq!(bench.controls(), vec![Op::Rst; MANY]);
+}
+
+#[test]
 fn connections_that_stay_keep_their_place_when_those_that_are_gone_are_cleared_out() {
     let mut bench = Bench::new();
     let mut ports = Vec::new();
