@@ -1,11 +1,13 @@
-"""How many descriptors this process may have open.
+"""The descriptors of this process: which numbers it leaves alone, and how many it may have open.
 
-Before: cli/run.py and exec/supervisor.py start. After: as many connections as the system allows.
+Before: cli/ starts. After: no socket or file of ours is stdin, stdout or stderr; as many connections as the system
+        allows.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import resource
 
 
@@ -17,3 +19,15 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError) as error:
             logging.getLogger("vhostvsock").warning("descriptor limit stays at %d: %s", soft, error)
+
+
+def keep_standard_numbers() -> None:
+    """Where stdin, stdout or stderr is closed, see to it that nothing of ours gets its number, and is read or written.
+
+    What is there instead fails as a closed one does, and is closed for programs that we start.
+    """
+    for number, access in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, access | os.O_CLOEXEC)  # the lowest number that is free is this one

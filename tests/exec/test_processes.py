@@ -126,6 +126,23 @@ print(unconnected.getpeername())
     assert supervised.python(code) == ["b'1' (42, 1234)", "b'2' (42, 1234)", "b'3'", "(42, 1234)"]
 
 
+def test_a_call_is_about_the_socket_that_is_there_and_harms_no_other(supervised: Supervised) -> None:
+    code = """
+one, other = new(), new()
+kept, number, stop, said = os.dup(one.fileno()), one.fileno(), False, set()
+def swap():
+    while not stop: os.dup2(other.fileno(), number); os.dup2(kept, number)
+thread = threading.Thread(target=swap); thread.start()
+libc = ctypes.CDLL(None, use_errno=True)
+for _ in range(12000):
+    libc.connect(number, b"xxx", 3); said.add(errno.errorcode[ctypes.get_errno()])
+stop = True; thread.join()
+poll = select.poll(); poll.register(kept, 0); poll.register(other, 0)
+print(said, poll.poll(0))
+"""
+    assert supervised.python(code) == ["{'EINVAL'} []"]
+
+
 def test_a_socket_goes_on_in_the_program_after_exec(supervised: Supervised) -> None:
     code = """
 sock = new(); sock.set_inheritable(True)

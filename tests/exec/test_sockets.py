@@ -22,6 +22,7 @@ print(any(line.split()[6] == inode for line in open("/proc/net/unix").readlines(
 def test_types_and_protocols_as_with_linux(supervised: Supervised) -> None:
     code = """
 print(error(socket.socket, VSOCK, socket.SOCK_DGRAM), error(socket.socket, VSOCK, socket.SOCK_RAW))
+print(*(error(socket.socket, VSOCK, kind, 7) for kind in (10, 11, 15)))
 print(error(socket.socket, VSOCK, socket.SOCK_STREAM, 7), error(socket.socketpair, VSOCK))
 sock = new()
 print(sock.getsockopt(socket.SOL_SOCKET, 39) == VSOCK, sock.type == socket.SOCK_STREAM, sock.family == VSOCK)
@@ -31,6 +32,7 @@ print(os.get_blocking(other.fileno()))
 """
     assert supervised.python(code) == [
         "ENODEV ESOCKTNOSUPPORT",
+        "EPROTONOSUPPORT EINVAL EINVAL",
         "EPROTONOSUPPORT ENOTSUP",
         "True True True",
         "True True",

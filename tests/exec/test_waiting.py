@@ -174,6 +174,40 @@ print(*sorted(said, key=str))
     assert supervised.python(code) == ["('bind', None) ('connect', None) ('decided', 0) ('late', 'EINPROGRESS')"]
 
 
+def test_what_a_signal_interrupted_is_not_taken_for_a_call_with_another_address(supervised: Supervised) -> None:
+    prelude = """
+class Interrupted(Exception): pass
+def interrupt(*_): raise Interrupted
+signal.signal(signal.SIGALRM, interrupt)
+def interrupted(seconds, function, *args):
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try: error(function, *args); signal.setitimer(signal.ITIMER_REAL, 0)
+    except Interrupted: return True
+server = listening(5000)
+"""
+    # The alarm comes at ever another moment of the call.
+    code = """
+said = set()
+for number in range(100):
+    delay = 0.0002 + number % 50 * 0.0001
+    sock, other = new(), new()
+    if interrupted(delay, sock.connect, (42, 1234)): said.add(("connect", error(sock.connect, (77, 1))))
+    if interrupted(delay, other.bind, (ANY, 6000 + 2 * number)):
+        result = error(other.bind, (ANY, 6001 + 2 * number))
+        said.add(("bind", result, other.getsockname()[1] == 6001 + 2 * number))
+    sock.close(); other.close()
+wrong = said - {("connect", "EISCONN"), ("connect", "ENODEV"), ("bind", "EINVAL", False), ("bind", None, True)}
+print(len(said) > 1, wrong)
+"""
+    assert supervised.python(prelude + code) == ["True set()"]
+    supervised.guest.popen.send_signal(signal.SIGSTOP)
+    code = """
+sock = new()
+print(interrupted(0.3, sock.connect, (42, 1234)), error(sock.connect, (1, 5000)), sock.getpeername())
+"""
+    assert supervised.python(prelude + code) == ["True None (1, 5000)"]
+
+
 def test_guests_that_do_not_answer_hold_up_no_other_call(supervised: Supervised) -> None:
     supervised.guest.popen.send_signal(signal.SIGSTOP)
     code = """

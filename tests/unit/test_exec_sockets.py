@@ -47,6 +47,23 @@ def test_a_connect_whose_socket_is_closed_at_once_ends_in_silence() -> None:
     assert asyncio.run(body()) == errno.EBADF
 
 
+def test_a_socket_is_not_forgotten_because_another_took_its_number() -> None:
+    closed: list[VsockSocket] = []
+    table = SocketTable(closed.append)
+    program_end, known = made(table)
+    other, _ = made(table)
+    with program_end, other:
+        assert table.is_same(program_end, known)
+        assert not table.is_same(other, known)
+        assert table.find(known.inode) is known
+        # With the same inode it is a successor.
+        known.cookie = b"of before"
+        assert not table.is_same(program_end, known)
+        assert table.find(known.inode) is None
+        assert closed == [known]
+    table.close()
+
+
 def test_what_is_no_socket_is_not_kept() -> None:
     with open(os.devnull, "rb") as file:
         before = len(os.listdir("/proc/self/fd"))

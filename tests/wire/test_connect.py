@@ -234,6 +234,29 @@ def test_a_reader_that_leaves_ends_the_command_quietly(server: Server) -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize(
+    ("closed", "code", "complaint"), [("<&-", 0, b""), (">&-", 1, b"cannot write the output"), ("<&- >&- 2>&-", 1, b"")]
+)
+def test_the_connection_is_not_taken_for_input_or_output_that_is_closed(
+    server: Server, closed: str, code: int, complaint: bytes
+) -> None:
+    got: list[bytes] = []
+
+    def guest(sock: socket.socket) -> None:
+        got.append(read_to_end(sock))
+        sock.sendall(b"hello")
+
+    server.play(guest)
+    command = f'exec "$@" {closed}'
+    words = ["sh", "-c", command, "sh", *COMMAND, "--uds", server.path, "22"]
+    done = subprocess.run(words, input=b"x", capture_output=True, timeout=LIMIT, check=False)
+    server.finish()
+    assert done.returncode == code
+    assert complaint in done.stderr
+    assert got == [b"x" if "<" not in closed else b""]
+    assert done.stdout == (b"" if ">&- " in closed + " " else b"hello")
+
+
 def test_input_that_the_guest_did_not_take_is_told(server: Server) -> None:
     server.play(lambda sock: sock.recv(1) and None)
     done = run(server, stdin=bytes(10_000_000))

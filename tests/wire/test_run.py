@@ -26,6 +26,20 @@ def test_ready_is_said_once_and_then_both_sockets_listen(daemon: Process, short_
     assert ready == [f"vhostvsock: ready: serving 1 VM (cid42 cid 42 {short_dir}/vh.sock)"]
 
 
+def test_a_daemon_without_stderr_writes_its_log_to_nobody(short_dir: Path) -> None:
+    words = [sys.executable, "-m", "vhostvsock", "run", *ONE_VM, "--runtime-dir", "run", "-vv"]
+    with subprocess.Popen(["sh", "-c", 'exec "$@" 2>&-', "sh", *words], cwd=short_dir) as process:
+        try:
+            wait_for(lambda: any((short_dir / "run" / "bridge").glob("*.sock.seqpacket")), "the bridge")
+            (bridge,) = (short_dir / "run" / "bridge").glob("*.sock")
+            wait_for(lambda: ask(bridge, b"LIST\n") == b"OK 0\n", "the daemon")
+            # Or else a client would have the number before long.
+            assert os.readlink(f"/proc/{process.pid}/fd/2") == os.devnull
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_cleanly_and_removes_every_file(daemon: Process, short_dir: Path, number: int) -> None:
     sockets = ["v.sock", "v.sock.seqpacket", "vh.sock"]

@@ -2,8 +2,8 @@
 
 Before: server.py, with what the kernel says of the client. After: the registry gets plain truth.
 Rules:  - what cannot be found out is not granted.
-        - the kernel's word on the client is of when it connected. By now its process may run another program with rights
-          of its own (set-user-ID), or have made a user namespace: nobody gets more by either.
+        - the kernel's word on the client is of when it connected. By now its process may run another program, with
+          rights of its own (set-user-ID), or have made a user namespace: nobody gets more by either.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vhostvsock.cli import connect_args, exec_args, listen_args, ls_args, netns_args, run_args, systemd_args
+from vhostvsock.descriptors import keep_standard_numbers
 from vhostvsock.errors import VhostvsockError
 from vhostvsock.log import complain
 
@@ -74,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    keep_standard_numbers()
     args, unknown = parser().parse_known_args(argv)
     if unknown:
         # argparse itself would send the user to the help of `vhostvsock`, which lists no option.

@@ -37,6 +37,10 @@ def main(args: argparse.Namespace) -> int:
             hint=hints.hint(error, hints.LISTENING),
         ) from error
     with server:
+        if args.program is not None:
+            # Before anybody is told that it listens, and may end it.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: sys.exit(0))
         if args.verbose or port == ANY:
             print(f"listening on port {server.port}", file=sys.stderr, flush=True)
         if args.program is not None:
@@ -66,7 +70,6 @@ def _number(text: str, what: str) -> int:
 def _serve(server: client.Server, program: str) -> int:
     # Ended children are of no further interest; the kernel buries them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         for sock, (cid, port) in server:
             _start(program, sock, cid, port)

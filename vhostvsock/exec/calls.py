@@ -29,13 +29,14 @@ from vhostvsock.exec.dev_vsock import DevVsock
 from vhostvsock.exec.filtering import OPENS, SO_ACCEPTCONN, SO_DOMAIN
 from vhostvsock.exec.listening import BoundPort
 from vhostvsock.exec.pairs import PairMaker
-from vhostvsock.exec.sockets import SocketTable, State, Unheard, VsockSocket
+from vhostvsock.exec.sockets import Binding, SocketTable, State, Unheard, VsockSocket
 from vhostvsock.ids import CID_HOST, CID_LOCAL
 from vhostvsock.log import warn
 from vhostvsock.registry.errors import NetnsError
 from vhostvsock.registry.rules import LAST_PRIVILEGED_PORT
 
 _TYPE_MASK = 0xF
+_LAST_TYPE = 10  # SOCK_PACKET
 _TYPE_FLAGS = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
 _TYPES = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
 
@@ -46,6 +47,10 @@ _Handler = Callable[[Call, VsockSocket], Awaitable[int | None]]
 
 def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
+
+
+class _ReplacedError(Exception):
+    """The program has put another socket under the number of the call, which is about that one now."""
 
 
 class Calls:
@@ -114,8 +119,10 @@ class Calls:
 
     async def _later(self, call: Call, sock: VsockSocket, work: _Handler) -> None:
         try:
-            unheard = sock.unheard
-            result = unheard.result if unheard is not None and unheard.name == call.name else await work(call, sock)
+            result = await work(call, sock)
+        except _ReplacedError:
+            self.handle(call)
+            return
         except OSError as error:
             result = -(error.errno or errno.EIO)
         except Exception:
@@ -127,10 +134,15 @@ class Calls:
 
     @contextlib.contextmanager
     def _taken(self, call: Call, sock: VsockSocket) -> Iterator[socket.socket]:
-        """The program's socket, for a moment. Without the right to it the call fails with EPERM."""
+        """The program's socket, for a moment. Without the right to it the call fails with EPERM.
+
+        Before anything of the call is done: it is begun again where the socket is another one by now.
+        """
         with call.thread.take(call.integer(0)) as taken:
-            if not call.is_waiting() or not self.sockets.is_same(taken, sock):
+            if not call.is_waiting():
                 raise _error(errno.EBADF)
+            if not self.sockets.is_same(taken, sock):
+                raise _ReplacedError
             yield taken
 
     async def close(self) -> None:
@@ -146,7 +158,7 @@ class Calls:
 
     def _socket(self, call: Call) -> None:
         kind, protocol = call.integer(1), call.integer(2)
-        if kind & ~(_TYPE_MASK | _TYPE_FLAGS):
+        if kind & ~(_TYPE_MASK | _TYPE_FLAGS) or kind & _TYPE_MASK > _LAST_TYPE:
             raise _error(errno.EINVAL)
         if protocol not in (0, socket.AF_VSOCK):
             raise _error(errno.EPROTONOSUPPORT)
@@ -193,6 +205,9 @@ class Calls:
         with self._taken(call, sock) as taken:
             blocking = os.get_blocking(taken.fileno())
             address = arguments.address(call)
+            known = sock.result_of("connect", address)
+            if known is not None:
+                return known
             match sock.state:
                 case State.CONNECTED:
                     raise _error(errno.EISCONN)
@@ -211,9 +226,12 @@ class Calls:
                     attempt = Attempt(self.sockets, sock, address)
         if not blocking:
             attempt.tell_later()
-            sock.unheard = Unheard("connect", -errno.EINPROGRESS)
+            sock.unheard = Unheard("connect", attempt.address, -errno.EINPROGRESS)
             return sock.unheard.result
         result = await asyncio.shield(attempt.result)
+        if attempt.address != address:
+            # A signal interrupted the one that began it.
+            return await self._connect(call, sock)
         if attempt.up is not None:
             with attempt.up:
                 call.replace(call.integer(0), attempt.up)
@@ -224,6 +242,11 @@ class Calls:
     async def _bind(self, call: Call, sock: VsockSocket) -> int:
         with self._taken(call, sock):
             address = arguments.address(call)
+        known = sock.result_of("bind", address)
+        if known is not None:
+            return known
+        if sock.binding is not None and sock.binding.address != address:
+            await asyncio.wait([sock.binding.task])  # a signal interrupted that one
         if address is None or sock.port is not None or sock.state is not State.UNCONNECTED:
             raise _error(errno.EINVAL)
         # The bridge judges us, who may be more than the program.
@@ -231,9 +254,9 @@ class Calls:
         if low and not may_bind_low_ports(call.thread.tid, call.thread.uid()):
             raise _error(errno.EACCES)
         if sock.binding is None:
-            sock.binding = asyncio.create_task(self._reserve(sock, address))
+            sock.binding = Binding(address, asyncio.create_task(self._reserve(sock, address)))
         # A signal may interrupt the call, which is then made again: the port is asked for once.
-        await asyncio.shield(sock.binding)
+        await asyncio.shield(sock.binding.task)
         return 0
 
     async def _reserve(self, sock: VsockSocket, address: Address) -> None:
@@ -248,7 +271,7 @@ class Calls:
             if held.fileno() < 0:
                 await port.close()  # the socket was closed meanwhile
                 raise _error(errno.EBADF)
-            sock.port, sock.local, sock.unheard = port, local, Unheard("bind", 0)
+            sock.port, sock.local, sock.unheard = port, local, Unheard("bind", address, 0)
         finally:
             sock.binding = None
 
@@ -290,7 +313,7 @@ class Calls:
         try:
             with self._taken(call, sock) as taken:
                 waiting = port.take(taken)
-        except OSError:
+        except (OSError, _ReplacedError):
             port.pass_on()
             raise
         connection, peer = waiting

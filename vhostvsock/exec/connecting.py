@@ -29,7 +29,7 @@ class Attempt:
     def __init__(self, sockets: SocketTable, sock: VsockSocket, address: Address) -> None:
         self._sockets = sockets
         self._sock = sock
-        self._address = address
+        self.address = address
         # The connection where it is another socket: to the hypervisor above.
         self.up: socket.socket | None = None
         sock.state, sock.attempt = State.CONNECTING, self
@@ -39,7 +39,7 @@ class Attempt:
     async def _run(self) -> int:
         result = await self._decide()
         if self._waits and self.up is None:
-            self._sock.unheard = Unheard("connect", -result)
+            self._sock.unheard = Unheard("connect", self.address, -result)
         return result
 
     async def _decide(self) -> int:
@@ -50,11 +50,11 @@ class Attempt:
         # A socket that was not bound has any port.
         wish = Wish(sock.options.timeout_ms, sock.options.buffer, sock.local.port)
         try:
-            port, asked, self.up = await asking.connect(held, self._address, wish)
+            port, asked, self.up = await asking.connect(held, self.address, wish)
         except OSError as error:
             sock.state, sock.attempt = State.UNCONNECTED, None
             return error.errno or errno.EIO
-        sock.state, sock.attempt, sock.peer = State.CONNECTED, None, self._address
+        sock.state, sock.attempt, sock.peer = State.CONNECTED, None, self.address
         sock.local = Address(sock.local.cid, port)
         self._sockets.let_go(sock)
         bound, sock.port = sock.port, None

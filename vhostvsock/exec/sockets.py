@@ -47,11 +47,20 @@ class State(Enum):
 class Unheard(NamedTuple):
     """What a call did to its socket, until the program has been answered.
 
-    A signal may interrupt the call before. It is made again then, and must not find fault with its own work.
+    A signal may interrupt the call before. It is made again then, and must not find fault with its own work. One with
+    another address is another call.
     """
 
     name: str
+    address: Address
     result: int
+
+
+class Binding(NamedTuple):
+    """A bind(2) in progress."""
+
+    address: Address
+    task: asyncio.Task[None]
 
 
 @dataclass(eq=False, slots=True)
@@ -68,9 +77,14 @@ class VsockSocket:
     unheard: Unheard | None = None
     attempt: Attempt | None = None
     port: BoundPort | None = None
-    binding: asyncio.Task[None] | None = None
+    binding: Binding | None = None
     inode: int = 0
     cookie: bytes = b""
+
+    def result_of(self, name: str, address: Address | None) -> int | None:
+        """What the program has not heard of this very call, if anything."""
+        told = self.unheard
+        return told.result if told is not None and (told.name, told.address) == (name, address) else None
 
     def heard(self, name: str | None) -> None:
         """The program knows the result of this call."""
@@ -113,10 +127,12 @@ class SocketTable:
         return None if inode is None else self._by_inode.get(inode)
 
     def is_same(self, taken: socket.socket, known: VsockSocket) -> bool:
-        """Whether a program's socket is the one that is known by its inode. A successor makes that one forgotten."""
+        """Whether a program's socket is the one that is known. A successor to its inode makes that one forgotten."""
         if _cookie(taken) == known.cookie:
             return True
-        self._forget(known)
+        # Any other inode: the program has put something else under this number, and may have ours under another.
+        if os.fstat(taken.fileno()).st_ino == known.inode:
+            self._forget(known)
         return False
 
     def let_go(self, known: VsockSocket) -> None:
