@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 import subprocess
@@ -45,18 +47,32 @@ def test_every_source_file_begins_by_saying_what_it_is_for() -> None:
     assert silent == []
 
 
-def readme_commands() -> list[str]:
-    """The `vhostvsock ...` and `scripts/...` commands in the README's code blocks."""
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        return []
+_COMMANDS = ("run", "connect", "listen", "exec", "ls", "netns", "systemd")
+
+
+def commands_in(text: str) -> list[str]:
+    """Its lines that are `vhostvsock ...` or `scripts/...` commands."""
     found = []
-    for block in re.findall(r"```(?:sh|console|bash)?\n(.*?)```", readme.read_text(), re.DOTALL):
-        for line in block.replace("\\\n", " ").split("\n"):
-            command = line.strip().removeprefix("$ ")
-            if re.match(r"(vhostvsock |scripts/|\.ci/)", command):
-                found.append(command)
+    for line in text.replace("\\\n", " ").split("\n"):
+        command = re.sub(r"^([$#] )?((echo|tar) [^|]*\| )?(ip netns exec \w+ )?", "", line.strip())
+        if re.match(r"(vhostvsock |scripts/|\.ci/)", command):
+            found.append(command)
     return found
+
+
+def written_commands() -> list[str]:
+    """The commands in the code blocks of all documents, and in the examples of the help."""
+    found = []
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for language, block in re.findall(r"```(\w*)\n(.*?)```", document.read_text(), re.DOTALL):
+            if language in ("", "sh", "console", "bash"):
+                found += commands_in(block)
+    for command in _COMMANDS:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+            parser().parse_args([command, "--help"])
+        found += commands_in(said.getvalue().partition("examples:\n")[2])
+    return sorted(set(found))
 
 
 def test_the_example_of_the_readme_is_the_one_that_a_test_runs() -> None:
@@ -75,8 +91,12 @@ def test_links_of_the_documents_lead_somewhere(path: str) -> None:
     assert [link for link in links if not ((ROOT / path).parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("command", readme_commands() or ["vhostvsock run --help"])
-def test_commands_of_the_readme_exist(command: str) -> None:
+def test_commands_are_found_in_documents_and_help() -> None:
+    assert {command.split()[1] for command in written_commands() if command.startswith("vhostvsock ")} >= set(_COMMANDS)
+
+
+@pytest.mark.parametrize("command", written_commands())
+def test_commands_of_documents_and_help_exist(command: str) -> None:
     words = shlex.split(re.split(r"[|<>&;]", command, maxsplit=1)[0], comments=True)
     if words[0] != "vhostvsock":
         path = ROOT / words[0]
@@ -95,7 +115,7 @@ def test_the_readme_is_there() -> None:
     assert (ROOT / "README.md").is_file()
 
 
-@pytest.mark.parametrize("command", ["run", "connect", "listen", "ls", "netns", "systemd"])
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_help_tells_examples_and_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser().parse_args([command, "--help"])
