@@ -123,14 +123,15 @@ def list_vms(
                 deadline.apply(sock)
                 sock.connect(path)
                 data = _listed(sock, counters, deadline)
+                head, _, rest = data.partition(b"\n")
+                whole = bool(data) and protocol.parse_answer(head) == rest.count(b"\n")
             except TimeoutError:
                 if silent is not None:
                     silent.append(path)
                 continue
             except OSError:
-                continue  # dead, or not for us
-        head, _, rest = data.partition(b"\n")
-        if not data or protocol.parse_answer(head) != rest.count(b"\n"):
+                continue  # dead, not for us, or with a trouble of its own
+        if not whole:
             continue  # it went away before all was said
         rows += (json.loads(line) for line in rest.splitlines())
         asked += 1

@@ -52,7 +52,7 @@ def test_the_timeout_of_connecting(data: tuple[int, int], milliseconds: int) -> 
     assert options.get(8) == struct.pack("=qq", *(data if any(data) else (2, 0)))
 
 
-@pytest.mark.parametrize("data", [(-1, 0), (0, 1_000_000), (0, -1)])
+@pytest.mark.parametrize("data", [(-1, 0), (0, 1_000_000), (0, -1), (1 << 62, 0)])
 def test_times_that_are_none_are_erange(data: tuple[int, int]) -> None:
     with pytest.raises(OSError, match="out of range") as failed:
         Options().set(8, struct.pack("=qq", *data))

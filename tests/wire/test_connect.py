@@ -284,6 +284,24 @@ def test_an_interrupt_ends_the_command_without_a_traceback(server: Server) -> No
         assert process.stderr.read() == b""
 
 
+def test_an_interrupt_that_is_ignored_as_behind_an_ampersand_stays_ignored(server: Server) -> None:
+    def guest(sock: socket.socket) -> None:
+        sock.sendall(b"x")
+        sock.sendall(read_to_end(sock))
+
+    server.play(guest)
+    with subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *COMMAND, "--uds", server.path, "22"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"x"
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(b"still here", timeout=LIMIT)
+        assert (process.returncode, out) == (0, b"still here")
+
+
 @pytest.mark.parametrize(
     ("answer", "part"),
     [(b"", b"refused"), (b"NO\n", b"unexpected line"), (b"x" * 100, b"too long"), (b"OK 1", b"refused")],

@@ -177,8 +177,8 @@ def test_a_directory_that_others_could_have_prepared_is_passed_over(
     assert trap.asked == []
 
 
-@pytest.mark.parametrize("answer", [b"", b"OK 2\n{}\n", b"OK 1\n{"])
-def test_a_daemon_that_dies_while_it_lists_is_left_out(fake: Fake, short_dir: Path, answer: bytes) -> None:
+@pytest.mark.parametrize("answer", [b"", b"OK 2\n{}\n", b"OK 1\n{", b"ERR EIO it has a trouble\n", b"?\n"])
+def test_a_daemon_that_dies_while_it_lists_or_cannot_is_left_out(fake: Fake, short_dir: Path, answer: bytes) -> None:
     fake("bridge/a.sock", say(answer))
     fake("bridge/b.sock", say(b'OK 1\n{"name": "x"}\n'))
     # LIST comes without VERSION, so the first line is the request.

@@ -11,13 +11,13 @@ import errno
 import math
 import os
 import select
-import signal
 import socket
 import time
 
 from vhostvsock import client
 from vhostvsock.cli import hints
 from vhostvsock.cli.handshake import Answer, HandshakeError, request
+from vhostvsock.cli.interrupts import end_by_interrupts
 from vhostvsock.cli.relay import OutputGoneError, Relay
 from vhostvsock.errors import ConfigError, ConnectError
 from vhostvsock.ids import Port, parse_number
@@ -32,8 +32,7 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(str(error)) from None
     if not (math.isfinite(args.timeout) and args.timeout >= 0):
         raise ConfigError(f"--timeout: {args.timeout} is not a number of seconds")
-    # An interrupt ends us as it ends cat: by the signal, without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_by_interrupts()
     kind = socket.SOCK_SEQPACKET if args.seqpacket else socket.SOCK_STREAM
     if args.cid is not None:
         if args.uds is not None:

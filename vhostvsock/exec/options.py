@@ -19,6 +19,8 @@ _CONNECT_TIMEOUT_OLD, _CONNECT_TIMEOUT_NEW = 6, 8
 # Of net/vmw_vsock/af_vsock.c, in bytes and in microseconds.
 _DEFAULT_SIZE, _DEFAULT_MIN_SIZE, _DEFAULT_MAX_SIZE = 256 << 10, 128, 256 << 10
 _DEFAULT_TIMEOUT = 2_000_000
+# In seconds: MAX_SCHEDULE_TIMEOUT / HZ - 1, with the largest HZ that kernels are built with.
+_MAX_TIMEOUT = 0x7FFF_FFFF_FFFF_FFFF // 1000 - 1
 
 _SIZE = struct.Struct("=Q")
 _TIMEVAL = struct.Struct("=qq")  # of 64-bit programs, old and new alike
@@ -52,7 +54,7 @@ class Options:
         """What setsockopt(2) does. Raises OSError."""
         if name in (_CONNECT_TIMEOUT_OLD, _CONNECT_TIMEOUT_NEW):
             seconds, microseconds = _unpack(_TIMEVAL, data)
-            if seconds < 0 or not 0 <= microseconds < 1_000_000:
+            if not 0 <= seconds < _MAX_TIMEOUT or not 0 <= microseconds < 1_000_000:
                 raise _error(errno.ERANGE)
             self.timeout = seconds * 1_000_000 + microseconds or _DEFAULT_TIMEOUT
             return
