@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from vhostvsock.bridge.lines import recv_with
+from vhostvsock.bridge.lines import recv_with, send_with
 from vhostvsock.bridge.server import Bridge
 from vhostvsock.registry.kernel import KernelModes
 from vhostvsock.registry.store import Registry
@@ -57,3 +59,18 @@ def test_a_connection_from_above_is_handed_over(short_dir: Path) -> None:
     with sock:
         assert answer == b"OK %d\n" % sock.getsockname()[1]
     assert asked == [(2, 5000)]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_VSOCK, socket.AF_UNIX])
+def test_sockets_that_come_close_at_once_whatever_their_family(family: socket.AddressFamily) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket(family, socket.SOCK_STREAM) as sent:
+        # Python itself sets no such option of AF_VSOCK.
+        plain = socket.socket(socket.AF_UNIX, fileno=os.dup(sent.fileno()))
+        with plain:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+            send_with(theirs, b"x", [sent.fileno()])
+            data, [came] = recv_with(ours, 1)
+            with came:
+                assert (data, came.family) == (b"x", family)
+            assert plain.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("ii", 0, 600)

@@ -136,10 +136,19 @@ def recv_with(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, li
                     with contextlib.suppress(OSError):
                         os.close(fd)
     for came in found:
-        # Closing a TCP socket may wait for its other end, for as long as whoever sent it likes.
-        came.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        _let_close_at_once(came)
     if told & socket.MSG_CTRUNC and count < _DESCRIPTORS:
         for each in found:
             each.close()
         raise DescriptorLostError(data)
     return data, found
+
+
+def _let_close_at_once(sock: socket.socket) -> None:
+    """Closing a socket of TCP or AF_VSOCK may wait for its other end as long as its sender likes: not any more."""
+    # Python knows options of AF_VSOCK as numbers only, whatever their level.
+    alias = socket.socket(socket.AF_UNIX, fileno=sock.fileno())
+    try:
+        alias.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    finally:
+        alias.detach()
