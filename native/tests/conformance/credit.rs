@@ -22,6 +22,19 @@ fn read_slowly(mut stream: UnixStream, len: usize) -> std::thread::JoinHandle<Ve
     })
 }
 
+/// Sends what the guest has credit for, until no more comes for a while; how much that was.
+fn send_until_stuck(kernel: &mut Kernel, id: SocketId, data: &[u8]) -> usize {
+    let (mut sent, mut quiet) = (0, 0);
+    while quiet < 20 && sent < data.len() {
+        kernel.pump();
+        let part = kernel.send(id, &data[sent..]);
+        sent += part;
+        let news = kernel.guest.wait(Deadline::after(Duration::from_millis(1)));
+        quiet = if part == 0 && !news { quiet + 1 } else { 0 };
+    }
+    sent
+}
+
 #[test]
 fn guest_with_a_window_smaller_than_ours_never_stalls_for_want_of_an_update() {
     for buf_alloc in [1000, 4096, 64 * 1024, 256 * 1024] {
@@ -178,15 +191,7 @@ fn host_application_that_does_not_read_stops_only_its_own_peer() {
     let (stuck, mut reader) = connect_from_guest(&mut kernel, &listener, 1000);
     let (id, mut other) = connect_from_guest(&mut kernel, &listener, 1000);
     let data = bytes(1_000_000, 6);
-    let mut sent = 0;
-    let mut quiet = 0;
-    while quiet < 20 {
-        kernel.pump();
-        let part = kernel.send(stuck, &data[sent..]);
-        sent += part;
-        let news = kernel.guest.wait(Deadline::after(Duration::from_millis(1)));
-        quiet = if part == 0 && !news { quiet + 1 } else { 0 };
-    }
+    let sent = send_until_stuck(&mut kernel, stuck, &data);
     assert!(sent < data.len(), "the guest never ran out of credit");
     kernel.send_all(id, b"alive");
     let mut alive = [0; 5];
@@ -198,19 +203,6 @@ fn host_application_that_does_not_read_stops_only_its_own_peer() {
     });
     kernel.send_all(stuck, &data[sent..]);
     assert_same(&reading.join().unwrap(), &data);
-}
-
-/// Sends what the guest has credit for, until no more comes for a while; how much that was.
-fn send_until_stuck(kernel: &mut Kernel, id: SocketId, data: &[u8]) -> usize {
-    let (mut sent, mut quiet) = (0, 0);
-    while quiet < 5 && sent < data.len() {
-        kernel.pump();
-        let part = kernel.send(id, &data[sent..]);
-        sent += part;
-        let news = kernel.guest.wait(Deadline::after(Duration::from_millis(1)));
-        quiet = if part == 0 && !news { quiet + 1 } else { 0 };
-    }
-    sent
 }
 
 #[test]
