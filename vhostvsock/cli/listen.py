@@ -15,8 +15,7 @@ import sys
 
 from vhostvsock import client
 from vhostvsock.bridge.protocol import ANY
-from vhostvsock.cli import hints
-from vhostvsock.cli.interrupts import end_by_interrupts
+from vhostvsock.cli import hints, interrupts
 from vhostvsock.cli.relay import OutputGoneError, Relay
 from vhostvsock.errors import ConfigError, ConnectError
 from vhostvsock.ids import parse_number
@@ -27,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
     port, cid = _number(args.port, "port"), _number(args.cid, "CID")
     if args.backlog < 0:
         raise ConfigError(f"--backlog: {args.backlog} is less than nothing")
-    end_by_interrupts()
+    interrupts.end_by_interrupts()
     try:
         kind = socket.SOCK_SEQPACKET if args.seqpacket else socket.SOCK_STREAM
         server = client.create_server(port, type=kind, cid=cid, backlog=args.backlog)
@@ -41,8 +40,7 @@ def main(args: argparse.Namespace) -> int:
         if args.program is not None:
             # Before anybody is told that it listens, and may end it.
             for number in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, lambda *_: sys.exit(0))
+                interrupts.on(number, lambda *_: sys.exit(0))
         if args.verbose or port == ANY:
             print(f"listening on port {server.port}", file=sys.stderr, flush=True)
         if args.program is not None:

@@ -124,7 +124,7 @@ impl Hosts {
             Moved::BadMemory => return Err(Failure::Memory),
         };
         if sent < len {
-            stream.room.was_full(&stream.fd);
+            stream.room.was_full(&stream.fd, self.mux.window_of(conn) as usize);
             if stream.keep(pieces, sent).is_err() {
                 self.out_of_memory(conn, host, now);
                 return Ok(());
@@ -141,9 +141,8 @@ impl Hosts {
 
     /// Gives the guest credit for `sent` bytes that a socket took on top of `used`, as far as it has room for more.
     fn give_credit(&mut self, conn: Id, host: Id, sent: usize, used: usize) {
-        let window = self.mux.window_of(conn) as usize;
         let Some(stream) = self.streams.get_mut(host) else { return };
-        let credit = stream.room.credit(sent, used, window);
+        let credit = stream.room.credit(sent, used);
         if stream.room.holds() {
             self.watch_room(host, true);
         }
